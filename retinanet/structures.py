@@ -44,7 +44,9 @@ class HeadOutputs(TypedDict):
 class Detections(TypedDict):
     """Detections of one image, sorted by falling score.
 
-    boxes: (D, 4) float32 xyxy pixels of the original image. scores: (D,) float32 in [0, 1]. labels: (D,) int64 in [0, K).
+    boxes: (D, 4) float32 xyxy pixels of the original image.
+    scores: (D,) float32 in [0, 1].
+    labels: (D,) int64 in [0, K).
     """
 
     boxes: Tensor

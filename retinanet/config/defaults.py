@@ -139,5 +139,5 @@ _C.TEST.FOLD = True  # fold the norms that can be folded into the convs before e
 
 
 def get_cfg() -> CN:
-    """Return a fresh copy of the default configuration; PRODUCT keys keep their names from release to release."""
+    """Return a fresh copy of the default configuration."""
     return _C.clone()
