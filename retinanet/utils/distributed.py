@@ -1,0 +1,88 @@
+"""Processes of one job: who am I, sum over all, gather from all. The only importer of `torch.distributed`.
+
+`torchrun` starts the processes and sets RANK, LOCAL_RANK and WORLD_SIZE. Without it every function here is that of a
+job of one process, so callers never ask which case they are in.
+"""
+
+import os
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def start(device_type: str) -> None:
+    """Join the job that `torchrun` describes: NCCL for "cuda", gloo for "cpu". Alone: nothing happens."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        return
+    if device_type == "cuda":
+        torch.cuda.set_device(local_rank())
+    dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+
+
+def stop() -> None:
+    """Leave the job, so that no process waits for this one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def local_rank() -> int:
+    """Return the rank on this machine, which is the number of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Return whether this process writes the files and the console."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Return the sum of `tensor` over all processes, in every process; `tensor` itself stays as it was."""
+    if not dist.is_initialized():
+        return tensor
+    total = tensor.clone()
+    dist.all_reduce(total)
+    return total
+
+
+def all_reduce_mean(tensor: Tensor) -> Tensor:
+    """Return the mean of `tensor` over all processes, in every process."""
+    return all_reduce_sum(tensor) / world_size()
+
+
+def gather_objects(value) -> list:
+    """Return the list of every process's `value` in rank order, in every process; values are pickled."""
+    if not dist.is_initialized():
+        return [value]
+    values = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
+    """Return `model` with gradients averaged over the processes; alone: `model` itself.
+
+    Buffers are never broadcast: statistics belong to the process that saw the images, and are averaged by
+    `layers/norm` before evaluation and saving.
+    """
+    if not dist.is_initialized():
+        return model
+    return nn.parallel.DistributedDataParallel(
+        model,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+    )

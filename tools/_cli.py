@@ -1,0 +1,55 @@
+"""What all tools share: the package on the path, one command line, one way to end.
+
+Import this module first: it makes `retinanet` importable from any directory, without installing it.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from retinanet.config.check import check_config  # noqa: E402
+from retinanet.config.load import load_config  # noqa: E402
+from retinanet.errors import UserError  # noqa: E402
+
+
+def parser(description: str, examples: str, config: bool = True) -> argparse.ArgumentParser:
+    """Return a parser with `--config FILE` and trailing `KEY VALUE` pairs; add the tool's own flags to it."""
+    made = argparse.ArgumentParser(
+        description=description, epilog=f"examples:\n{examples}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    if config:
+        made.add_argument("--config", metavar="FILE", help="a YAML file, see configs/")
+        made.add_argument("opts", nargs="*", metavar="KEY VALUE", help="configuration keys to change, see docs/")
+    return made
+
+
+def parse(made: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; flags may stand before, between and after the `KEY VALUE` pairs."""
+    return made.parse_intermixed_args(argv)
+
+
+def load(args: argparse.Namespace, check: bool = True):
+    """Return `(cfg, warnings)` of `--config` and the `KEY VALUE` pairs, checked before any work starts."""
+    if not args.config:
+        raise UserError("--config FILE is missing; the files in configs/ are ready to use")
+    cfg = load_config(args.config, args.opts)
+    return cfg, check_config(cfg) if check else []
+
+
+def run(main) -> None:
+    """Run `main` and end the process: 0 on success, 2 and one message for a mistake of the user, 1 otherwise."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
