@@ -4,6 +4,7 @@
 job of one process, so callers never ask which case they are in.
 """
 
+import contextlib
 import os
 
 import torch
@@ -63,6 +64,18 @@ def all_reduce_mean(tensor: Tensor) -> Tensor:
     return all_reduce_sum(tensor) / world_size()
 
 
+def any_process(flag: bool, iteration: int, device: torch.device) -> bool:
+    """Return whether `flag` is true in any process, the same answer in all of them.
+
+    With several processes the question is asked every tenth `iteration` only, because the answer waits for the device.
+    """
+    if not dist.is_initialized():
+        return flag
+    if iteration % 10:
+        return False
+    return bool(all_reduce_sum(torch.tensor(float(flag), device=device)).item())
+
+
 def gather_objects(value) -> list:
     """Return the list of every process's `value` in rank order, in every process; values are pickled."""
     if not dist.is_initialized():
@@ -70,6 +83,13 @@ def gather_objects(value) -> list:
     values = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def no_gradient_sync(net: nn.Module, active: bool):
+    """Return a context in which backward leaves gradients of a data-parallel `net` unsummed, when `active`."""
+    if active and isinstance(net, nn.parallel.DistributedDataParallel):
+        return net.no_sync()
+    return contextlib.nullcontext()
 
 
 def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:

@@ -1,0 +1,124 @@
+"""Our own checkpoints: one file that is either whole or not there, and that says everything a resume needs.
+
+A checkpoint is a dict that `torch.load(weights_only=True)` opens: "format" and "version", "model" (state dict),
+"iteration" (finished optimizer steps), "config" (YAML text), "classes" (list of {"id", "name"} in label order), and,
+for a resume, "optimizer", "loss", "scaler", "ema", "random", "log_window" and "best". It is written beside its final
+name and renamed, so a killed process leaves the older files untouched. PyTorch's archive holds a CRC-32 of every
+record; `read_checkpoint` verifies all of them before it trusts a file.
+"""
+
+import errno
+import logging
+import os
+import zipfile
+from pathlib import Path
+
+import torch
+
+from retinanet.errors import UserError
+
+FORMAT, VERSION = "retinanet", 1
+POINTER = "last_checkpoint"
+_log = logging.getLogger(__name__)
+
+
+def write_atomically(path: Path, write) -> None:
+    """Call `write(binary file)` and give the result the name `path`, whole or not at all.
+
+    An existing file keeps its content until the new one is on the disk. Raises `UserError` when the disk is full or
+    the folder cannot be written; the unfinished file is removed.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as RuntimeError
+        partial.unlink(missing_ok=True)
+        if isinstance(error, RuntimeError) and "write" not in str(error):
+            raise
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, None)
+        remedy = "free some space" if full else "check the folder and its permissions"
+        raise UserError(f"{path}: cannot be written ({error}); {remedy}, or choose another OUTPUT_DIR") from error
+
+
+def write_checkpoint(path: Path, state: dict) -> None:
+    """Write `state` with the marks of our format to `path`, atomically."""
+    marked = {"format": FORMAT, "version": VERSION, **state}
+    write_atomically(path, lambda file: torch.save(marked, file))
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """Return the dict of a checkpoint of ours, its tensors on the CPU.
+
+    Raises `UserError` when the file is missing, damaged (cut off, or a record whose checksum is wrong) or of another
+    format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such checkpoint; check the path")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise UserError(f"{path}: the checkpoint is damaged (checksum of {damaged}); use an older one")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except Exception as error:
+        found = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: not a checkpoint, or damaged ({found}); use an older one") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise UserError(f"{path}: not a checkpoint of this project; tools/convert_weights.py reads other formats")
+    if state["version"] > VERSION:
+        raise UserError(f"{path}: written by a newer release (version {state['version']}, known: {VERSION}); update")
+    return state
+
+
+class Checkpointer:
+    """The checkpoints of one run in `folder`: names, the pointer to the newest, and how many are kept.
+
+    `keep` is the number of newest `checkpoint_*.pth` files that stay; 0 keeps all. `best.pth` always stays.
+    """
+
+    def __init__(self, folder: Path, keep: int = 0):
+        self.folder = Path(folder)
+        self.keep = keep
+
+    def save(self, state: dict) -> Path:
+        """Write `state` as `checkpoint_{iteration:07d}.pth`, point `last_checkpoint` to it, remove old ones."""
+        path = self.folder / f"checkpoint_{state['iteration']:07d}.pth"
+        write_checkpoint(path, state)
+        write_atomically(self.folder / POINTER, lambda file: file.write(f"{path.name}\n".encode()))
+        if self.keep:
+            for old in self.existing()[self.keep :]:
+                old.unlink(missing_ok=True)
+        return path
+
+    def save_best(self, state: dict) -> Path:
+        """Write `state` as `best.pth`."""
+        write_checkpoint(self.folder / "best.pth", state)
+        return self.folder / "best.pth"
+
+    def existing(self) -> list[Path]:
+        """Return the checkpoints of the folder, newest first."""
+        return sorted(self.folder.glob("checkpoint_*.pth"), reverse=True)
+
+    def latest(self) -> tuple[Path, dict] | None:
+        """Return path and content of the newest checkpoint that is whole, or None where there is none at all.
+
+        Damaged files are named in the log and passed over. Raises `UserError` when every checkpoint is damaged.
+        """
+        candidates = self.existing()
+        for path in candidates:
+            try:
+                return path, read_checkpoint(path)
+            except UserError as error:
+                _log.warning("passed over: %s", error)
+        if candidates:
+            raise UserError(f"{self.folder}: all {len(candidates)} checkpoints are damaged; start anew elsewhere")
+        return None

@@ -1,0 +1,105 @@
+"""Stochastic gradient descent with Detectron's parameter groups, and its learning rate as a function of the iteration.
+
+Detectron (`modeling/optimizer.py`): biases and norm shifts learn `BIAS_LR_FACTOR` times faster and do not decay, norm
+scales decay by `WEIGHT_DECAY_NORM`, conv weights by `WEIGHT_DECAY`. Caffe2 folds the rate into the momentum
+(V = m V + lr g) and rescales V when the rate changes by more than 10 %; here the rate multiplies V when it is applied,
+which is the same for a constant rate and needs no rescaling.
+"""
+
+import math
+from bisect import bisect_right
+from dataclasses import dataclass
+
+from torch import nn
+from torch.optim import SGD
+
+from retinanet.config.recipe import batch_recipe
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate in iterations (optimizer steps): linear warm-up, then multistep or cosine.
+
+    `base_lr` is the rate after the warm-up. `kind` is "multistep" (times `gamma` at each of `steps`) or "cosine"
+    (to zero at `max_iter`).
+    """
+
+    base_lr: float
+    max_iter: int
+    kind: str = "multistep"
+    steps: tuple[int, ...] = ()
+    gamma: float = 0.1
+    warmup_iters: int = 0
+    warmup_factor: float = 1.0 / 3
+
+    def lr(self, iteration: int) -> float:
+        """Return the rate of the step that leads from `iteration` to `iteration + 1`.
+
+        Warm-up multiplies the rate by f + (1 - f) * iteration / warmup_iters, f = `warmup_factor` (Detectron
+        `utils/lr_policy.py`); a step at `iteration` counts from that iteration on.
+        """
+        rate = self.base_lr
+        if self.kind == "cosine":
+            rate *= 0.5 * (1 + math.cos(math.pi * min(iteration / self.max_iter, 1.0)))
+        else:
+            rate *= self.gamma ** bisect_right(self.steps, iteration)
+        if iteration < self.warmup_iters:
+            share = iteration / self.warmup_iters
+            rate *= self.warmup_factor * (1 - share) + share
+        return rate
+
+
+def parameter_groups(
+    model: nn.Module, weight_decay: float, weight_decay_norm: float, bias_lr_factor: float
+) -> list[dict]:
+    """Return three groups for an optimizer: conv weights, norm scales, biases and norm shifts.
+
+    Each group says its `name`, `weight_decay` and `lr_factor`. Only parameters that require a gradient are listed,
+    each once; empty groups are left out. What decides is the module that owns the parameter, not its name's spelling.
+    """
+    groups = {
+        "weights": {"params": [], "weight_decay": weight_decay, "lr_factor": 1.0},
+        "norm_scales": {"params": [], "weight_decay": weight_decay_norm, "lr_factor": 1.0},
+        "biases": {"params": [], "weight_decay": 0.0, "lr_factor": bias_lr_factor},
+    }
+    seen = set()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad or id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            if name == "bias":
+                kind = "biases"
+            else:
+                kind = "weights" if isinstance(module, (nn.Conv2d, nn.Linear)) else "norm_scales"
+            groups[kind]["params"].append(parameter)
+    return [{"name": name, **group} for name, group in groups.items() if group["params"]]
+
+
+def set_lr(optimizer: SGD, lr: float) -> None:
+    """Set the rate of every group to `lr` times the group's `lr_factor`."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_factor"]
+
+
+def build_optimizer(cfg, model: nn.Module) -> SGD:
+    """Return SGD over the trainable parameters of `model`, at the rate of iteration 0."""
+    solver = cfg.SOLVER
+    groups = parameter_groups(model, solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM, solver.BIAS_LR_FACTOR)
+    optimizer = SGD(groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, fused=True)
+    set_lr(optimizer, build_schedule(cfg).lr(0))
+    return optimizer
+
+
+def build_schedule(cfg) -> Schedule:
+    """Return the schedule of `cfg` after the batch recipe (`config/recipe.py`) has rescaled it."""
+    recipe = batch_recipe(cfg)
+    return Schedule(
+        base_lr=recipe.base_lr,
+        max_iter=recipe.max_iter,
+        kind=cfg.SOLVER.SCHEDULE,
+        steps=tuple(recipe.steps),
+        gamma=cfg.SOLVER.GAMMA,
+        warmup_iters=recipe.warmup_iters,
+        warmup_factor=cfg.SOLVER.WARMUP_FACTOR,
+    )
