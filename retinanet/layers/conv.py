@@ -1,0 +1,111 @@
+"""A convolution that owns its norm, and the reparametrizations of its weight.
+
+`Conv2d` is where a norm and a convolution meet. What a norm can fold into the convolution (`norm.folded()`) is
+folded there on every forward, so a frozen norm costs no pass over the activations, in training either:
+`scale * conv(x, W) + shift = conv(x, scale * W) + shift` exactly, zero padding included, and `scale * W` is
+differentiable. Names come out as `conv.weight`, `conv.bias` and `conv.norm.*`.
+
+A conv kind overrides `effective_weight` and nothing else; it is a pure function of the stored weight.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Prepared = tuple[Tensor, Tensor | None, nn.Module | None]  # weight, bias, remaining norm
+
+
+class Conv2d(nn.Module):
+    """2-d convolution followed by an optional norm.
+
+    weight: (out, in / groups, kernel, kernel), He normal over the fan out (arXiv 1502.01852; Detectron's MSRA fill).
+    bias: (out,), zero. `bias=None` gives a conv a bias exactly when it has no norm, whose shift would repeat it.
+    norm: a module as `retinanet.layers.norm` describes it, or None.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool | None = None,
+        norm: nn.Module | None = None,
+    ):
+        super().__init__()
+        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, kernel_size, kernel_size))
+        has_bias = norm is None if bias is None else bias
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if has_bias else None
+        self.norm = norm
+        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+
+    def effective_weight(self) -> Tensor:
+        """Return the weight (out, in / groups, kernel, kernel) that convolves, before any norm is folded in."""
+        return self.weight
+
+    def prepare(self) -> Prepared:
+        """Return weight, bias and remaining norm of the convolution that `forward` runs now.
+
+        What is left of the norm runs on the output; None when it is folded whole. A norm folds where its statistics
+        cannot move: always when it `folds_in_training`, otherwise in evaluation mode, which frozen stages are in.
+        A conv that runs several times in one forward (the shared head) is prepared once and given the result.
+        Everything is computed in the dtype of the weight and cast once to the dtype of autocast.
+        """
+        weight, bias, rest = self.effective_weight(), self.bias, self.norm
+        if rest is not None and (rest.folds_in_training or not rest.training):
+            scale, shift, rest = rest.folded()
+            if scale is not None:
+                weight = scale.view(-1, 1, 1, 1) * weight
+                bias = shift if bias is None else torch.addcmul(shift, scale, bias)
+        dtype = _autocast_dtype(weight.device.type)
+        return (weight if dtype is None else weight.to(dtype)), bias, rest
+
+    def forward(self, x: Tensor, level: int | None = None, prepared: Prepared | None = None) -> Tensor:
+        """Return the normalized convolution of x (N, in, H, W) as (N, out, H', W'), in the memory format of x.
+
+        level: position of x among the levels, for a norm that keeps statistics per level; None for every other.
+        prepared: what `prepare` returned in this same step, to do that work once for several inputs.
+        """
+        weight, bias, rest = self.prepare() if prepared is None else prepared
+        x = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        if rest is None:
+            return x
+        return rest(x) if level is None else rest(x, level)
+
+    def extra_repr(self) -> str:
+        out_channels, in_channels, kernel_size, _ = self.weight.shape
+        return (
+            f"{in_channels * self.groups}, {out_channels}, kernel_size={kernel_size}, stride={self.stride}, "
+            f"padding={self.padding}, dilation={self.dilation}, groups={self.groups}, bias={self.bias is not None}"
+        )
+
+
+class CentralizedConv2d(Conv2d):
+    """Convolution whose weight has mean zero over (in, kernel, kernel) of every output (MABN, arXiv 2001.06838)."""
+
+    def effective_weight(self) -> Tensor:
+        """Return W - mean(W), the mean of each output filter; the gradient flows through the mean."""
+        return self.weight - self.weight.mean(dim=(1, 2, 3), keepdim=True)
+
+
+class StandardizedConv2d(Conv2d):
+    """Convolution whose weight has mean zero and variance one over (in, kernel, kernel) (arXiv 1903.10520)."""
+
+    def effective_weight(self) -> Tensor:
+        """Return (W - mean(W)) / sqrt(var(W) + 1e-5), var unbiased (joe-siyuan-qiao/Batch-Channel-Normalization)."""
+        var, mean = torch.var_mean(self.weight, dim=(1, 2, 3), keepdim=True)
+        return (self.weight - mean) * torch.rsqrt(var + 1e-5)
+
+
+CONVS = {"plain": Conv2d, "standardized": StandardizedConv2d, "centralized": CentralizedConv2d}
+
+
+def _autocast_dtype(device_type: str) -> torch.dtype | None:
+    """Return the dtype that autocast runs convolutions in on this kind of device, None where it is off."""
+    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
+        return None
+    return torch.get_autocast_dtype(device_type)
