@@ -8,12 +8,17 @@ from pathlib import Path
 _FORMAT = logging.Formatter("%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S")
 
 
+def get_logger() -> logging.Logger:
+    """Return the project's log, for the tools; modules of the package use their own name below it."""
+    return logging.getLogger("retinanet")
+
+
 def start_logging(folder: Path | None = None, console: bool = True) -> None:
     """Send the project's log to the console and, appended, to `folder`/log.txt; calling again replaces both.
 
     Processes other than the first of a job pass `console=False` and no folder: only their warnings are shown.
     """
-    logger = logging.getLogger("retinanet")
+    logger = get_logger()
     logger.setLevel(logging.INFO)
     logger.propagate = False
     for old in list(logger.handlers):
@@ -39,7 +44,9 @@ class MetricsWriter:
     def __init__(self, folder: Path, iteration: int = 0, tensorboard: bool = True):
         self.path = Path(folder) / "metrics.jsonl"
         kept = [line for line in self._lines() if json.loads(line)["iteration"] <= iteration] if iteration else []
-        self.path.write_text("".join(kept))
+        rewritten = self.path.with_suffix(".partial")
+        rewritten.write_text("".join(kept))
+        rewritten.replace(self.path)  # a kill in between leaves the old lines, not half of them
         self._file = open(self.path, "a", buffering=1)  # noqa: SIM115  closed by close()
         self._events = None
         if tensorboard:

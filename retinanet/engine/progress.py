@@ -1,0 +1,129 @@
+"""What a run tells while it goes on: a bar with the time left, lines of metrics, the share of time spent on waiting.
+
+Values of a step stay on the device until they are written, every `LOG_PERIOD` iterations: reading them waits for it.
+"""
+
+import contextlib
+import logging
+import time
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from retinanet.structures import Batch
+from retinanet.utils import distributed
+from retinanet.utils.log import MetricsWriter
+
+_log = logging.getLogger(__name__)
+SLOW_DATA = 0.2  # share of the time spent on waiting for data above which the log says what to change
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or a gradient was not a number; the message names the images, every value and what to try."""
+
+
+class Progress:
+    """Collects the values of steps, and writes their means over the iterations since the last line.
+
+    window: values of the finished iterations that no line covers yet; a checkpoint stores it, so that the lines of a
+        resumed run equal those of a run that was not interrupted.
+    skips_overflow: under loss scaling a gradient that overflows is skipped by design and is no error.
+    """
+
+    def __init__(
+        self,
+        writer: MetricsWriter | None,
+        max_iter: int,
+        device: torch.device,
+        iteration: int = 0,
+        window: list[dict] | None = None,
+        skips_overflow: bool = False,
+    ):
+        self.writer = writer
+        self.device = device
+        self.window = list(window or [])
+        self._skips_overflow = skips_overflow
+        self._pending: list[tuple[int, float, list[int], dict[str, Tensor]]] = []
+        self._bar = tqdm(total=max_iter, initial=iteration, unit="it", disable=not distributed.is_main(), mininterval=2)
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Start timing anew, so that an evaluation does not count as slow training."""
+        self._start, self._waited, self._images = time.perf_counter(), 0.0, 0
+
+    @contextlib.contextmanager
+    def waiting_for_data(self):
+        """Count the time inside the block as waiting for the loader."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
+    def add(self, iteration: int, lr: float, batches: list[Batch], values: dict[str, Tensor]) -> None:
+        """Take the 0-d tensors of one finished step. On the CPU they are checked at once, on a GPU by `flush`."""
+        self._images += sum(map(len, batches)) * distributed.world_size()
+        self._pending.append((iteration, lr, [i for batch in batches for i in batch.image_ids], values))
+        self._bar.update()
+        if self.device.type == "cpu":
+            self.flush()
+
+    def flush(self) -> None:
+        """Move the pending values to the host (waits for the device once); raises `NonFiniteError`."""
+        if not self._pending:
+            return
+        names = list(self._pending[0][3])
+        columns = [torch.stack([values[name].float() for name in names]) for *_, values in self._pending]
+        for (iteration, lr, image_ids, _), row in zip(self._pending, torch.stack(columns).tolist(), strict=True):
+            values = dict(zip(names, row, strict=True))
+            self._check(iteration, lr, image_ids, values)
+            self.window.append(values)
+        self._pending.clear()
+
+    def _check(self, iteration: int, lr: float, image_ids: list[int], values: dict[str, float]) -> None:
+        checked = ["loss"] if self._skips_overflow else ["loss", "grad_norm"]
+        if all(abs(values[name]) < float("inf") for name in checked):  # false for NaN too
+            return
+        shown = ", ".join(f"{name} {value:g}" for name, value in values.items())
+        raise NonFiniteError(
+            f"iteration {iteration}: a loss or the gradient is not finite ({shown}, lr {lr:g}); image ids {image_ids}. "
+            "That step was not applied. Lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS, set "
+            "SOLVER.CLIP_GRAD_NORM, or look at these images and their boxes"
+        )
+
+    def write_line(self, iteration: int, lr: float) -> None:
+        """Write the means over the window, the speed and the share of waiting; then the window is empty."""
+        self.flush()
+        means = {name: sum(values[name] for values in self.window) / len(self.window) for name in self.window[0]}
+        elapsed = max(time.perf_counter() - self._start, 1e-9)
+        line = {"lr": lr, **means, "images_per_s": self._images / elapsed, "data_wait": self._waited / elapsed}
+        if self.device.type == "cuda":
+            line["memory"] = torch.cuda.max_memory_allocated(self.device) / 2**20
+        self.window.clear()
+        self.restart_clock()
+        if self.writer is None:
+            return
+        self.writer.write(iteration, line)
+        self._bar.set_postfix_str(f"loss {means['loss']:.3f}")
+        _log.info(
+            "iteration %d  loss %.4f (class %.4f, box %.4f)  lr %.3g  grad norm %.3g  %.1f images/s  data wait %.0f %%",
+            iteration,
+            means["loss"],
+            means["loss_cls"],
+            means["loss_box"],
+            lr,
+            means["grad_norm"],
+            line["images_per_s"],
+            100 * line["data_wait"],
+        )
+        if line["data_wait"] > SLOW_DATA:
+            _log.info("the model waits for data %.0f %% of the time: raise DATALOADER.NUM_WORKERS", 100 * line["data_wait"])
+
+    def write_metrics(self, iteration: int, metrics: dict) -> None:
+        """Write the single numbers of an evaluation as a line of their own; nested tables stay in metrics.json."""
+        if self.writer is not None:
+            self.writer.write(iteration, {k: v for k, v in metrics.items() if isinstance(v, (int, float))})
+
+    def close(self) -> None:
+        self._bar.close()
+        if self.writer is not None:
+            self.writer.close()

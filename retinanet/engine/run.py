@@ -1,0 +1,154 @@
+"""From a configuration to the objects of a run: process settings, data sets, trainer. Tools call these in order."""
+
+import logging
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+
+from retinanet.data.catalog import build_dataset
+from retinanet.data.coco import CocoDataset
+from retinanet.engine.checkpoint import Checkpointer
+from retinanet.engine.ema import model_ema
+from retinanet.engine.optim import build_optimizer
+from retinanet.engine.train import Trainer
+from retinanet.errors import UserError
+from retinanet.modeling.build import build_loss, build_model
+from retinanet.utils import distributed
+from retinanet.weights.load import load_weights
+
+_log = logging.getLogger(__name__)
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of this process for `DEVICE` auto, cuda or cpu; `UserError` when there is no CUDA device."""
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError(f"DEVICE: {name!r}, but PyTorch finds no CUDA device; use DEVICE cpu, or install a CUDA build")
+    return torch.device("cuda", distributed.local_rank())
+
+
+def set_seed(seed: int, deterministic: bool) -> None:
+    """Seed every generator of this process; `deterministic` also restricts PyTorch to deterministic kernels."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic
+
+
+def build_datasets(cfg) -> tuple[CocoDataset, list[CocoDataset]]:
+    """Return the training set and the evaluation sets; their categories must agree.
+
+    Raises `UserError` for a set that is missing or empty, for categories that differ between the sets, and for a
+    `MODEL.NUM_CLASSES` that contradicts the training set: all of it before any long work.
+    """
+    if len(cfg.DATASETS.TRAIN) == 0:
+        raise UserError("DATASETS.TRAIN: is empty; name a data set of DATASETS.CATALOG")
+    train, *tests = [build_dataset(cfg, name) for name in (cfg.DATASETS.TRAIN[0], *cfg.DATASETS.TEST)]
+    for test in tests:
+        if test.category_ids != train.category_ids:
+            raise UserError(
+                f"{test.name} has the category ids {_short(test.category_ids)}, {train.name} has "
+                f"{_short(train.category_ids)}; training and evaluation need the same categories"
+            )
+    return train, tests
+
+
+def resolve_num_classes(cfg, dataset: CocoDataset):
+    """Return `cfg` with `MODEL.NUM_CLASSES` counted in `dataset` where it is 0; `UserError` when they disagree."""
+    found = dataset.num_classes
+    if cfg.MODEL.NUM_CLASSES == found:
+        return cfg
+    if cfg.MODEL.NUM_CLASSES:
+        raise UserError(
+            f"MODEL.NUM_CLASSES: is {cfg.MODEL.NUM_CLASSES}, but {dataset.name} has {found} categories "
+            f"({_short(dataset.class_names)}); set it to {found}, or to 0 to take it from the data"
+        )
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.NUM_CLASSES = found
+    cfg.freeze()
+    return cfg
+
+
+def _short(values) -> str:
+    shown = ", ".join(map(str, list(values)[:8]))
+    return shown + (f", ... ({len(values)} in all)" if len(values) > 8 else "")
+
+
+def class_list(dataset: CocoDataset) -> list[dict]:
+    """Return the "classes" of a checkpoint: {"id", "name"} in the order of the labels."""
+    ids = [int(i) for i in dataset.category_ids]
+    return [{"id": i, "name": name} for i, name in zip(ids, dataset.class_names, strict=True)]
+
+
+def build_trainer(cfg, device: torch.device, class_names: list[str], pretrained: bool = True) -> Trainer:
+    """Return model, loss and optimizer on `device`, with `MODEL.WEIGHTS` loaded unless `pretrained` is False."""
+    model = build_model(cfg)
+    if cfg.MODEL.WEIGHTS and pretrained:
+        load_weights(model, cfg, class_names)
+    model.to(device)
+    if cfg.SOLVER.CHANNELS_LAST:
+        model.to(memory_format=torch.channels_last)
+    net = distributed.data_parallel(model, device)
+    if cfg.SOLVER.COMPILE:
+        net = torch.compile(net)
+    return Trainer(
+        model=model,
+        net=net,
+        loss=build_loss(cfg).to(device),
+        optimizer=build_optimizer(cfg, model),
+        amp=cfg.SOLVER.AMP,
+        clip_grad_norm=cfg.SOLVER.CLIP_GRAD_NORM,
+        scaler=torch.amp.GradScaler(device.type) if cfg.SOLVER.AMP == "fp16" else None,
+        ema=model_ema(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY else None,
+    )
+
+
+def resume(trainer: Trainer, checkpointer: Checkpointer, cfg) -> dict | None:
+    """Load the newest whole checkpoint into `trainer` and return it; None when the folder has none.
+
+    Keys that differ from the checkpoint's configuration are logged; a difference under MODEL (other than the starting
+    weights) raises `UserError`, because the stored state would not fit the network that it describes.
+    """
+    found = checkpointer.latest()
+    if found is None:
+        return None
+    path, state = found
+    changed = config_changes(yaml.safe_load(state["config"]), yaml.safe_load(cfg.dump()))
+    for key, (old, new) in changed.items():
+        if key.startswith("MODEL.") and key not in ("MODEL.WEIGHTS", "MODEL.ALLOW_MISSING_WEIGHTS"):
+            raise UserError(
+                f"{path}: was trained with {key} {old!r}, the configuration says {new!r}; use the same model, or start "
+                "a new run in another OUTPUT_DIR with MODEL.WEIGHTS set to this file"
+            )
+        _log.info("resume: %s changes from %r to %r", key, old, new)
+    trainer.load_state(state)
+    _log.info("resumed from %s at iteration %d", path, trainer.iteration)
+    return state
+
+
+def config_changes(old: dict, new: dict, prefix: str = "") -> dict[str, tuple]:
+    """Return key -> (old value, new value) for every leaf in which two nested configurations differ."""
+    changes = {}
+    for name in {**old, **new}:
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, dict) or isinstance(after, dict):
+            changes.update(config_changes(before or {}, after or {}, f"{prefix}{name}."))
+        elif before != after:
+            changes[prefix + name] = (before, after)
+    return changes
+
+
+def output_folder(cfg) -> Path:
+    """Return `OUTPUT_DIR`, made when missing; `UserError` when it cannot be."""
+    folder = Path(cfg.OUTPUT_DIR)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"OUTPUT_DIR: {folder} cannot be made ({error.strerror}); choose another folder") from error
+    return folder

@@ -1,0 +1,207 @@
+"""The training step and the loop around it; nothing is hidden behind either.
+
+One iteration is one optimizer step. It takes `ACCUMULATE` micro-batches from the loader; the anchors of all of them
+are assigned first, so that one normalizer serves the whole step and micro-batches add up to the big batch.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD
+from torch.optim.swa_utils import AveragedModel
+
+from retinanet.engine.checkpoint import Checkpointer
+from retinanet.engine.optim import Schedule, set_lr
+from retinanet.engine.progress import Progress
+from retinanet.layers.norm import sync_statistics
+from retinanet.modeling.loss import RetinaNetLoss
+from retinanet.modeling.retinanet import RetinaNet
+from retinanet.structures import Batch
+from retinanet.utils import distributed
+
+AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class Trainer:
+    """What a step changes. `net` is what is called on images: `model` itself, or its parallel or compiled form."""
+
+    model: RetinaNet
+    net: nn.Module
+    loss: RetinaNetLoss
+    optimizer: SGD
+    amp: str = "off"
+    clip_grad_norm: float = 0.0
+    scaler: torch.amp.GradScaler | None = None
+    ema: AveragedModel | None = None
+    iteration: int = 0
+    best: dict = field(default_factory=dict)
+
+    def state(self) -> dict:
+        """Return everything that a resume needs, as plain containers and tensors."""
+        return {
+            "model": self.model.state_dict(),
+            "iteration": self.iteration,
+            "optimizer": self.optimizer.state_dict(),
+            "loss": self.loss.state_dict(),
+            "scaler": self.scaler.state_dict() if self.scaler else {},
+            "ema": self.ema.state_dict() if self.ema else {},
+            "random": {"torch": torch.get_rng_state()},
+            "best": self.best,
+        }
+
+    def load_state(self, state: dict) -> None:
+        """Continue from what `state()` returned; the checkpoint must come from the same configuration."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.loss.load_state_dict(state["loss"])
+        if self.scaler and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        if self.ema:
+            # a run that switches averaging on when it resumes starts from the weights of that moment
+            self.ema.load_state_dict(state["ema"]) if state["ema"] else self.ema.module.load_state_dict(state["model"])
+        torch.set_rng_state(state["random"]["torch"])
+        self.iteration, self.best = state["iteration"], state["best"]
+
+    def evaluated_model(self) -> RetinaNet:
+        """Return the model that evaluation and `best.pth` use: the averaged one where there is one."""
+        return self.ema.module if self.ema else self.model
+
+
+def train_step(trainer: Trainer, batches: list[Batch]) -> dict[str, Tensor]:
+    """Change the weights once and return the 0-d tensors loss, loss_cls, loss_box, grad_norm and num_fg.
+
+    batches: the micro-batches of this process, on the device of the model. The values are sums over the micro-batches
+    and means over the processes, so they are those of the whole batch; reading them waits for the device, computing
+    them does not. When a loss or the gradient norm is not finite the optimizer leaves the weights as they are.
+    """
+    model, loss_fn = trainer.model, trainer.loss
+    device, dtype = batches[0].images.device, AMP_DTYPES[trainer.amp]
+    assigned = [loss_fn.assign(model.anchors(batch.images.shape[-2:], device), batch.gt_boxes, batch.gt_labels) for batch in batches]
+    num_fg = torch.cat([assignment.num_fg for assignment in assigned])
+    # DDP averages gradients over the processes, so each of them divides by its share of the global normalizer
+    divisor = loss_fn.divisor(num_fg, distributed.all_reduce_sum) / distributed.world_size()
+    totals = {"loss_cls": 0.0, "loss_box": 0.0}
+    for index, (batch, assignment) in enumerate(zip(batches, assigned, strict=True)):
+        with distributed.no_gradient_sync(trainer.net, index + 1 < len(batches)):
+            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+                outputs = trainer.net(model.normalize(batch.images, batch.image_sizes))
+            losses = loss_fn(outputs, batch.gt_boxes, batch.gt_labels, assignment, divisor)
+            total = losses["loss_cls"] + losses["loss_box"]
+            (trainer.scaler.scale(total) if trainer.scaler else total).backward()
+        totals = {name: value + losses[name].detach() for name, value in totals.items()}
+    grad_norm = _apply_gradients(trainer, totals["loss_cls"] + totals["loss_box"])
+    reported = distributed.all_reduce_mean(torch.stack([totals["loss_cls"], totals["loss_box"]]))
+    return {
+        "loss": reported.sum(),
+        "loss_cls": reported[0],
+        "loss_box": reported[1],
+        "grad_norm": grad_norm,
+        "num_fg": num_fg.sum(),
+    }
+
+
+def _apply_gradients(trainer: Trainer, loss: Tensor) -> Tensor:
+    """Clip, step, clear; return the gradient norm before clipping. A non-finite value skips the step on the device."""
+    optimizer, scaler = trainer.optimizer, trainer.scaler
+    if scaler:
+        scaler.unscale_(optimizer)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    limit = trainer.clip_grad_norm or float("inf")
+    grad_norm = nn.utils.clip_grad_norm_(parameters, limit, foreach=True)
+    if scaler:
+        scaler.step(optimizer)
+        scaler.update()
+    else:
+        # fused SGD reads this flag inside its kernel, so skipping costs no synchronisation
+        optimizer.found_inf = (~torch.isfinite(loss + grad_norm)).float()
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    if trainer.ema:
+        trainer.ema.update_parameters(trainer.model)
+    return grad_norm.detach()
+
+
+@dataclass(frozen=True)
+class Periods:
+    """When the loop does what, in iterations; 0 is never. Training always ends with all three."""
+
+    log: int
+    evaluate: int
+    checkpoint: int
+
+
+def train(
+    trainer: Trainer,
+    loader: Iterator[Batch],
+    schedule: Schedule,
+    periods: Periods,
+    accumulate: int,
+    device: torch.device,
+    progress: Progress,
+    checkpointer: Checkpointer,
+    evaluate: Callable[[RetinaNet, int], dict],
+    describe: dict,
+    stop: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Run from `trainer.iteration` to `schedule.max_iter`; return False when `stop()` ended it early, after saving.
+
+    loader: yields this process's micro-batches on the CPU, starting with the one that follows `trainer.iteration`.
+    evaluate: gets the model and the iteration, returns metrics; `best.pth` follows their "AP".
+    describe: "config" and "classes", stored in every checkpoint.
+    Raises `NonFiniteError` (`progress.py`); the step that it names has not changed the weights.
+    """
+    trainer.model.train()
+    while trainer.iteration < schedule.max_iter:
+        lr = schedule.lr(trainer.iteration)
+        with progress.waiting_for_data():
+            batches = [next(loader) for _ in range(accumulate)]
+        batches = [batch.to(device) for batch in batches]
+        set_lr(trainer.optimizer, lr)
+        values = train_step(trainer, batches)
+        trainer.iteration += 1
+
+        iteration, last = trainer.iteration, trainer.iteration == schedule.max_iter
+        progress.add(iteration, lr, batches, values)
+        stopping = not last and distributed.any_process(stop(), iteration, device)
+        if last or _due(periods.log, iteration):
+            progress.write_line(iteration, lr)
+        if last or (_due(periods.evaluate, iteration) and not stopping):
+            _evaluate(trainer, evaluate, checkpointer, progress, describe)
+        if last or stopping or _due(periods.checkpoint, iteration):
+            _save(trainer, checkpointer, progress, describe)
+        if stopping:
+            return False
+    return True
+
+
+def _due(period: int, iteration: int) -> bool:
+    return period > 0 and iteration % period == 0
+
+
+def _evaluate(trainer: Trainer, evaluate, checkpointer: Checkpointer, progress: Progress, describe: dict) -> None:
+    """Evaluate, record the metrics, and keep the weights as `best.pth` when their AP is the highest so far."""
+    progress.flush()
+    sync_statistics(trainer.model, distributed.all_reduce_mean)
+    model = trainer.evaluated_model()
+    metrics = evaluate(model, trainer.iteration)
+    if distributed.is_main() and metrics:
+        progress.write_metrics(trainer.iteration, metrics)
+        score = metrics.get("AP") or 0.0
+        if score > trainer.best.get("AP", -1.0):
+            trainer.best = {"AP": score, "iteration": trainer.iteration}
+            state = {"model": model.state_dict(), "iteration": trainer.iteration, "metrics": metrics}
+            checkpointer.save_best({**state, **describe})
+    trainer.model.train()
+    progress.restart_clock()
+
+
+def _save(trainer: Trainer, checkpointer: Checkpointer, progress: Progress, describe: dict) -> None:
+    """Write a checkpoint from the first process; the others wait until it is on the disk."""
+    progress.flush()
+    sync_statistics(trainer.model, distributed.all_reduce_mean)
+    if distributed.is_main():
+        checkpointer.save({**trainer.state(), "log_window": progress.window, **describe})
+    distributed.barrier()

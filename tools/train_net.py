@@ -1,0 +1,91 @@
+"""Train a RetinaNet from a configuration, evaluate it, and leave everything in OUTPUT_DIR."""
+
+import _cli
+
+from retinanet.config.check import check_world_size
+from retinanet.config.load import dump_config
+from retinanet.config.recipe import batch_recipe
+from retinanet.data.loader import build_train_loader
+from retinanet.engine.checkpoint import Checkpointer, write_atomically
+from retinanet.engine.evaluate import build_evaluation
+from retinanet.engine.optim import build_schedule
+from retinanet.engine.progress import Progress
+from retinanet.engine.run import (
+    build_datasets,
+    build_trainer,
+    choose_device,
+    class_list,
+    output_folder,
+    resolve_num_classes,
+    resume,
+    set_seed,
+)
+from retinanet.engine.signals import stop_request
+from retinanet.engine.train import Periods, train
+from retinanet.errors import UserError
+from retinanet.utils import distributed
+from retinanet.utils.log import MetricsWriter, get_logger, start_logging
+
+EXAMPLES = """  python tools/train_net.py --config configs/quickstart.yaml
+  python tools/train_net.py --config configs/retinanet_R50_gn_fpn.yaml SOLVER.IMS_PER_BATCH 2 OUTPUT_DIR output/gn
+  python tools/train_net.py --config configs/retinanet_R50_gn_fpn.yaml OUTPUT_DIR output/gn --resume
+  torchrun --nproc-per-node 8 tools/train_net.py --config configs/retinanet_R50_gn_fpn.yaml"""
+
+
+def main() -> None:
+    made = _cli.parser(__doc__, EXAMPLES)
+    made.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of OUTPUT_DIR")
+    args = _cli.parse(made)
+    cfg, warnings = _cli.load(args)
+    device = choose_device(cfg.DEVICE)
+    distributed.start(device.type)
+    check_world_size(cfg, distributed.world_size())
+    folder = output_folder(cfg)
+    checkpointer = Checkpointer(folder, cfg.SOLVER.CHECKPOINT_KEEP)
+    if checkpointer.existing() and not args.resume:
+        raise UserError(f"OUTPUT_DIR: {folder} holds a run already; add --resume to go on, or choose another folder")
+    train_set, test_sets = build_datasets(cfg)
+    cfg = resolve_num_classes(cfg, train_set)
+
+    start_logging(folder if distributed.is_main() else None, console=distributed.is_main())
+    log = get_logger()
+    text, recipe = dump_config(cfg), batch_recipe(cfg)
+    log.info("configuration:\n%s", text)
+    for line in [*warnings, *recipe.reasons]:
+        log.info("%s", line)
+    set_seed(cfg.SEED, cfg.DETERMINISTIC)
+    trainer = build_trainer(cfg, device, train_set.class_names, pretrained=not checkpointer.existing())
+    state = resume(trainer, checkpointer, cfg) or {}
+    if distributed.is_main():
+        write_atomically(folder / "config.yaml", lambda file: file.write(text.encode()))
+
+    writer = MetricsWriter(folder, trainer.iteration) if distributed.is_main() else None
+    schedule = build_schedule(cfg)
+    scaled = trainer.scaler is not None
+    progress = Progress(writer, schedule.max_iter, device, trainer.iteration, state.get("log_window"), scaled)
+    loader = build_train_loader(
+        cfg, train_set, trainer.iteration * cfg.SOLVER.ACCUMULATE, distributed.rank(), distributed.world_size()
+    )
+    with stop_request() as request:
+        finished = train(
+            trainer,
+            iter(loader),
+            schedule,
+            Periods(cfg.SOLVER.LOG_PERIOD, recipe.eval_period, recipe.checkpoint_period),
+            cfg.SOLVER.ACCUMULATE,
+            device,
+            progress,
+            checkpointer,
+            build_evaluation(cfg, test_sets, device, folder, writer),
+            {"config": text, "classes": class_list(train_set)},
+            stop=lambda: bool(request),
+        )
+    progress.close()
+    distributed.stop()
+    if not finished:
+        raise KeyboardInterrupt
+    log.info("finished: everything is in %s", folder)
+
+
+if __name__ == "__main__":
+    _cli.run(main)
