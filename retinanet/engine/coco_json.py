@@ -8,6 +8,7 @@ Boxes are xywh here, in float64 pixels of the original image, as in the files.
 
 import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,20 @@ def read_json(path: Path | str, what: str):
         raise UserError(f"{what} {str(path)!r} cannot be read: {error.strerror}") from None
     except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
         raise UserError(f"{what} {str(path)!r} is not valid JSON: {error}") from None
+
+
+def write_json(path: Path, content) -> None:
+    """Write `content` to `path`, whole or not at all; raises `UserError` when that fails, as on a full disk."""
+    text = json.dumps(content, allow_nan=False, indent=None if isinstance(content, list) else 1)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        if partial.exists():
+            partial.unlink()
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
 
 
 def ground_truth(annotations: Path | str | dict) -> GroundTruth:

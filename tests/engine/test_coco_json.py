@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from simulated_detections import coco_json, detection
 
-from retinanet.engine.coco_json import ground_truth, results
+from retinanet.engine.coco_json import ground_truth, read_json, results, write_json
 from retinanet.errors import UserError
 
 NAMES = {7: "cat", 3: "dog"}
@@ -111,3 +111,19 @@ def test_missing_and_damaged_files_are_named(tmp_path):
     (tmp_path / "list.json").write_text("[1]")
     with pytest.raises(UserError, match="list.json: no 'images'"):
         ground_truth(tmp_path / "list.json")
+
+
+def test_written_json_is_whole_or_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "metrics.json"
+    write_json(path, {"AP": None, "AP50": 0.1})
+    assert read_json(path, "metrics") == {"AP": None, "AP50": 0.1}
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(UserError, match="metrics.json: cannot be written .No space left on device."):
+        write_json(path, {"AP": 1})
+    assert read_json(path, "metrics")["AP50"] == 0.1 and [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(UserError, match="taken/metrics.json: cannot be written"):
+        write_json(tmp_path / "taken" / "metrics.json", {})
