@@ -113,7 +113,7 @@ def check_world_size(cfg, world_size: int) -> list[str]:
             f"use {max(round(window / share), 1) * share}"
         )
     if "BN" in used and share < 4:
-        # arXiv 1803.08494, figure 1: ImageNet error of BN 24.7 % at 8 images per GPU, 27.3 % at 4, 34.7 % at 2; GN 24 %
+        # arXiv 1803.08494, table 2: ImageNet error of BN 24.8 % at 8 images per GPU, 27.3 % at 4, 34.7 % at 2; GN 24 %
         return [f"BN with {share} images per process has noisy statistics; GN, MABN, BCN and SyncBN are made for this"]
     return []
 

@@ -66,19 +66,20 @@ def unquote(text: str) -> str:
 
 
 def _suggest(defaults: CfgNode, key: str) -> str:
-    """Return the nearest key: a sibling of the first unknown name, else a key whose last name is the same."""
+    """Return the nearest keys: siblings of the first unknown name, else keys whose last name is the same."""
     names, section, depth = key.split("."), defaults, 0
     while isinstance(section.get(names[depth]), CfgNode):
         section, depth = section[names[depth]], depth + 1
+    wrong, rest = names[depth].upper(), names[depth + 1 :]
     upper = {name.upper(): name for name in section}
-    for match in get_close_matches(names[depth].upper(), upper, n=1):
-        fixed = [*names[:depth], upper[match]]
-        for choice in (".".join(fixed + names[depth + 1 :]), ".".join(fixed)):
-            if choice in [*all_keys(defaults), ".".join(fixed)]:
-                return f"; did you mean '{choice}'?"
-    elsewhere = [name for name in all_keys(defaults) if name.split(".")[-1].upper() == names[-1].upper()]
-    if elsewhere:
-        return f"; did you mean {' or '.join(map(repr, elsewhere))}?"
+    close = get_close_matches(wrong, upper, n=1) or [name for name in upper if wrong in name.split("_")]
+    siblings = [".".join([*names[:depth], upper[match]]) for match in close]
+    known = all_keys(defaults)
+    whole = [".".join([sibling, *rest]) for sibling in siblings]
+    nearest = [name for name in whole if name in known] or siblings
+    nearest = nearest or [name for name in known if name.split(".")[-1].upper() == names[-1].upper()]
+    if nearest:
+        return f"; did you mean {' or '.join(map(repr, nearest))}?"
     return f"; {'.'.join(names[:depth]) or 'the top level'} has {', '.join(section)}"
 
 
