@@ -80,7 +80,7 @@ class SyncBN(nn.SyncBatchNorm):
             return nn.modules.batchnorm._BatchNorm.forward(self, x)
         if self.training and x.device.type == "cpu":
             raise UserError(
-                f"SyncBN cannot synchronize {_num_processes()} processes on CPUs; use another norm (BN, GN) or one process"
+                f"SyncBN cannot synchronize {_num_processes()} processes on CPUs; use BN, GN or one process"
             )
         return super().forward(x)
 

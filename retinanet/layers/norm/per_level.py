@@ -32,7 +32,7 @@ class PerLevelNorm(nn.Module):
         self._tie()
         self.register_state_dict_post_hook(_drop_repeated)
         self.register_load_state_dict_pre_hook(_add_repeated)
-        self.register_load_state_dict_post_hook(lambda module, _: module._tie())
+        self.register_load_state_dict_post_hook(_tie_again)
 
     def forward(self, x: Tensor, level: int) -> Tensor:
         """Return x (N, C, H, W) normalized by the norm of `level`, a position among the levels from 0."""
@@ -62,3 +62,8 @@ def _add_repeated(module: PerLevelNorm, state: dict, prefix: str, *_unused) -> N
     """Give every level what it expects; a parameter that is not in `state` is then reported missing only once."""
     for name, repeated in module._repeated(prefix):
         state[repeated] = state.get(prefix + name, getattr(module, name))
+
+
+def _tie_again(module: PerLevelNorm, _incompatible_keys) -> None:
+    """`load_state_dict(assign=True)` gives every level a parameter object of its own."""
+    module._tie()
