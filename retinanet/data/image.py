@@ -1,0 +1,81 @@
+"""Image files -> arrays. EXIF policy: the pixels in the orientation that the annotations were made in.
+
+A camera stores a turned photo as raw pixels plus an EXIF note. Some annotation tools show the raw pixels, others the
+turned ones, and the width and height in the json tell which. With no json at hand (prediction) the note is applied,
+as every viewer does. A note that keeps the size (half turns, mirrors, square photos) cannot be told from the json:
+the raw pixels are used.
+"""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from retinanet.errors import UserError
+
+_RAW = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+_REMEDY = (
+    "restore the file, take the image out of the json (tools/check_dataset.py --fix), "
+    "or let training replace a few such files (DATALOADER.MAX_BAD_IMAGES)"
+)
+_JPEG, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
+
+
+class ImageError(UserError):
+    """An image file that cannot be read; the message names its path. Training may replace a few of these."""
+
+
+def read_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Return the image as (H, W, 3) uint8 BGR; grey, palette, alpha and 16-bit files are converted to that.
+
+    `size` is the (height, width) that the annotations state and decides about the EXIF orientation; None applies it.
+    Raises `ImageError` for a missing, empty, truncated or undecodable file, and `UserError` when neither orientation
+    of the file has the stated size.
+    """
+    data = _read_bytes(path)
+    if size is None:
+        return _decode(path, data, cv2.IMREAD_COLOR)
+    image = _decode(path, data, _RAW)
+    if image.shape[:2] == tuple(size):
+        return image
+    turned = _decode(path, data, cv2.IMREAD_COLOR)
+    if turned.shape[:2] == tuple(size):
+        return turned
+    raise UserError(
+        f"{path}: the file has {image.shape[1]} x {image.shape[0]} pixels (width x height) and the annotations state "
+        f"{size[1]} x {size[0]}, so its boxes cannot be placed; correct width and height in the json or put the "
+        "right file there (tools/check_dataset.py lists all such images)"
+    )
+
+
+def _read_bytes(path: str | Path) -> np.ndarray:
+    try:
+        data = np.fromfile(path, np.uint8)
+    except FileNotFoundError:
+        raise ImageError(f"{path}: the image file does not exist; {_REMEDY}") from None
+    except OSError as error:
+        raise ImageError(f"{path}: the image file cannot be opened ({error.strerror}); {_REMEDY}") from None
+    if data.size == 0:
+        raise ImageError(f"{path}: the image file is empty (0 bytes); {_REMEDY}")
+    return data
+
+
+def _decode(path: str | Path, data: np.ndarray, flags: int) -> np.ndarray:
+    if _is_truncated_jpeg(data):
+        raise ImageError(f"{path}: the JPEG file is cut off after {data.size} bytes; {_REMEDY}")
+    try:
+        image = cv2.imdecode(data, flags)
+    except cv2.error as error:
+        raise ImageError(f"{path}: the image cannot be decoded ({error.err}); {_REMEDY}") from None
+    if image is None:
+        raise ImageError(f"{path}: not an image that OpenCV can decode, or a damaged one; {_REMEDY}")
+    return image
+
+
+def _is_truncated_jpeg(data: np.ndarray) -> bool:
+    """Whether a JPEG has no end marker after its last scan; decoders fill what is missing with grey and say nothing.
+
+    Inside a scan the byte 0xff is followed by 0x00 or a restart marker, so the last two markers found are real ones.
+    """
+    content = data.tobytes()
+    return content.startswith(_JPEG) and content.rfind(_JPEG_END) < content.rfind(_JPEG_SCAN)
