@@ -62,7 +62,7 @@ class BN(nn.BatchNorm2d):
 class SyncBN(nn.SyncBatchNorm):
     """`torch.nn.SyncBatchNorm`: BN over the batch of all processes; in one process the same as BN, on any device.
 
-    torch synchronizes accelerators only, so several processes on CPUs raise `UserError` at the first training step.
+    torch synchronizes accelerators only; several processes on CPUs take sums over processes here, for the same result.
     """
 
     has_statistics = True
@@ -78,14 +78,35 @@ class SyncBN(nn.SyncBatchNorm):
             _check_several_values(self, x)
             # Not `nn.SyncBatchNorm.forward`: a process group of one is enough for it to refuse CPU tensors.
             return nn.modules.batchnorm._BatchNorm.forward(self, x)
-        if self.training and x.device.type == "cpu":
-            raise UserError(
-                f"SyncBN cannot synchronize {_num_processes()} processes on CPUs; use BN, GN or one process"
-            )
-        return super().forward(x)
+        return self._forward_cpu(x) if self.training and x.device.type == "cpu" else super().forward(x)
+
+    def _forward_cpu(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        count = _SumOverProcesses.apply(wide.new_tensor(x.numel() / x.shape[1]))
+        mean = _SumOverProcesses.apply(wide.sum(dim=(0, 2, 3))) / count
+        centred = wide - mean.view(1, -1, 1, 1)
+        var = _SumOverProcesses.apply(centred.square().sum(dim=(0, 2, 3))) / count
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * count / (count - 1), self.momentum)  # unbiased, as in BN
+        scale = self.weight * torch.rsqrt(var + self.eps)
+        return scale_and_shift(centred, scale, self.bias).to(x.dtype)
 
     def folded(self) -> tuple[Tensor | None, Tensor | None, nn.Module | None]:
         return (None, None, self) if self.training else (*_affine_of(self), None)
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        total = x.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return _SumOverProcesses.forward(ctx, grad)  # every process's loss depends on the sum
 
 
 def _affine_of(norm: nn.Module) -> tuple[Tensor, Tensor]:

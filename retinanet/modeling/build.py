@@ -1,0 +1,120 @@
+"""From the configuration to the objects of this package: the only file here that reads `cfg`."""
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+
+from retinanet.errors import UserError, pick
+from retinanet.layers.conv import CONVS, Conv2d
+from retinanet.layers.norm import NORMS, PerLevelNorm, default_conv, make_norm
+from retinanet.modeling.anchors import AnchorGenerator
+from retinanet.modeling.backbone import BACKBONES
+from retinanet.modeling.fpn import FPN
+from retinanet.modeling.head import Head
+from retinanet.modeling.loss import RetinaNetLoss
+from retinanet.modeling.postprocess import postprocess
+from retinanet.modeling.retinanet import RetinaNet
+from retinanet.structures import Batch, Detections, HeadOutputs
+
+
+def build_model(cfg) -> RetinaNet:
+    """Return a new model in training mode; its weights follow from torch's random generator.
+
+    `UserError` when `MODEL.NUM_CLASSES` is still 0 or a norm does not fit the channels that it would get.
+    """
+    model = cfg.MODEL
+    if model.NUM_CLASSES < 1:
+        raise UserError(f"MODEL.NUM_CLASSES: {model.NUM_CLASSES} is too few; set it to the classes of the data set")
+    backbone = build_backbone(cfg)
+    fpn = FPN(backbone.out_channels, model.FPN.CHANNELS, model.FPN.P6_FROM, conv=build_conv(cfg, "FPN"))
+    anchors = AnchorGenerator(
+        model.ANCHORS.SCALE,
+        model.ANCHORS.SCALES_PER_OCTAVE,
+        model.ANCHORS.ASPECT_RATIOS,
+        model.ANCHORS.CONVENTION,
+    )
+    head = Head(
+        model.FPN.CHANNELS,
+        anchors.num_anchors,
+        model.NUM_CLASSES,
+        model.HEAD.NUM_CONVS,
+        model.HEAD.PRIOR_PROB,
+        conv=build_conv(cfg, "HEAD"),
+    )
+    return RetinaNet(backbone, fpn, head, anchors, model.PIXEL_MEAN, model.PIXEL_STD)
+
+
+def build_backbone(cfg) -> nn.Module:
+    """Return the backbone alone, with `out_channels`; `tools/pretrain_backbone.py` trains it under a classifier."""
+    settings = cfg.MODEL.BACKBONE
+    make = pick(BACKBONES, settings.NAME, "MODEL.BACKBONE.NAME")
+    return make(conv=build_conv(cfg, "BACKBONE"), stride_in_1x1=settings.STRIDE_IN_1X1, freeze_at=settings.FREEZE_AT)
+
+
+def build_conv(cfg, part: str) -> Callable[..., Conv2d]:
+    """Return what makes the convolutions of "BACKBONE", "FPN" or "HEAD", each with a norm of its own.
+
+    It is called as `conv(in_channels, out_channels, kernel_size, stride=1, groups=1)`; padding keeps the size at
+    stride 1. Norms that keep statistics come per level in the head, whose convs run over all levels.
+    """
+    norm, kind = cfg.MODEL[part].NORM, cfg.MODEL[part].CONV
+    if norm:
+        pick(NORMS, norm, f"MODEL.{part}.NORM")
+    conv = pick({"auto": CONVS[default_conv(norm)], **CONVS}, kind, f"MODEL.{part}.CONV")
+    per_level = part == "HEAD" and norm and NORMS[norm].has_statistics
+    options = norm_options(cfg, norm)
+
+    def make(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, groups: int = 1) -> Conv2d:
+        new_norm = partial(make_norm, norm, out_channels, **options)
+        return conv(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding=kernel_size // 2,
+            groups=groups,
+            norm=PerLevelNorm(new_norm) if per_level else new_norm(),
+        )
+
+    return make
+
+
+def norm_options(cfg, norm: str) -> dict:
+    """Return `MODEL.NORM_OPTIONS` of the norm as keyword arguments; a norm without an entry there has none."""
+    if not norm:
+        return {}
+    node = getattr(NORMS[norm], "options_of", norm)
+    return {key.lower(): value for key, value in cfg.MODEL.NORM_OPTIONS.get(node, {}).items()}
+
+
+def build_loss(cfg) -> RetinaNetLoss:
+    """Return the loss module; its buffers (the running normalizer of "ema") belong into checkpoints."""
+    loss, matcher = cfg.MODEL.LOSS, cfg.MODEL.MATCHER
+    return RetinaNetLoss(
+        num_classes=cfg.MODEL.NUM_CLASSES,
+        gamma=loss.GAMMA,
+        alpha=loss.ALPHA,
+        box=loss.BOX,
+        beta=loss.BETA,
+        box_weight=loss.BOX_WEIGHT,
+        normalizer=loss.NORMALIZER,
+        fg_iou=matcher.FG_IOU,
+        bg_iou=matcher.BG_IOU,
+        low_quality=matcher.LOW_QUALITY,
+        plus_one=cfg.MODEL.BOX.CONVENTION == "detectron",
+    )
+
+
+def build_postprocess(cfg) -> Callable[[HeadOutputs, Batch], list[Detections]]:
+    """Return the function from raw outputs and their batch to the detections of each image, in original pixels."""
+    settings = {
+        "score_thresh": cfg.TEST.SCORE_THRESH,
+        "pre_nms_topk": cfg.TEST.PRE_NMS_TOPK,
+        "nms_iou": cfg.TEST.NMS_IOU,
+        "max_dets": cfg.TEST.MAX_DETS,
+        "convention": cfg.MODEL.BOX.CONVENTION,
+    }
+    return lambda outputs, batch: postprocess(
+        outputs, batch.image_sizes, batch.original_sizes, batch.scales, **settings
+    )

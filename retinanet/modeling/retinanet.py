@@ -1,0 +1,51 @@
+"""The detector up to its raw outputs; matching, loss and post-processing take it from there."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from retinanet.structures import HeadOutputs
+
+
+class RetinaNet(nn.Module):
+    """RetinaNet (arXiv 1708.02002): backbone -> pyramid -> shared head, and the anchors that the outputs refer to.
+
+    anchors: called as `anchors(image_size, device)`, returns (H*W*A, 4) for each of P3..P7.
+    pixel_mean, pixel_std: per channel, 0..255, in the channel order of the images.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        fpn: nn.Module,
+        head: nn.Module,
+        anchors,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+    ):
+        super().__init__()
+        self.backbone, self.fpn, self.head, self.anchors = backbone, fpn, head, anchors
+        # Settings, not weights: a checkpoint of the same weights may come with other settings.
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> HeadOutputs:
+        """Return the outputs for normalized images (N, 3, H, W), the same in training and in evaluation."""
+        features = self.backbone(images)
+        pyramid = self.fpn(features)
+        logits, deltas = self.head(pyramid)
+        height, width = images.shape[-2:]
+        return HeadOutputs(logits=logits, deltas=deltas, anchors=self.anchors((height, width), images.device))
+
+    def normalize(self, images: Tensor, image_sizes: Tensor) -> Tensor:
+        """Return (images - mean) / std as float32, zero outside `image_sizes`, in the memory format of the images.
+
+        images: (N, 3, H, W) uint8, or floats in the same 0..255 (batches resized in floating point).
+        image_sizes: (N, 2) (height, width) of each image in the batch; the rest of its plane is padding. The padding is
+        zeroed after the mean is subtracted, as in every published RetinaNet: it then looks like an image's mean.
+        """
+        rows = torch.arange(images.shape[2], device=images.device) < image_sizes[:, :1]  # (N, H)
+        columns = torch.arange(images.shape[3], device=images.device) < image_sizes[:, 1:]  # (N, W)
+        inside = rows[:, None, :, None] & columns[:, None, None, :]
+        return torch.where(inside, (images.float() - self.pixel_mean) / self.pixel_std, 0.0)
