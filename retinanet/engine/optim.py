@@ -1,7 +1,7 @@
 """Stochastic gradient descent with Detectron's parameter groups, and its learning rate as a function of the iteration.
 
-Detectron (`modeling/optimizer.py`): biases and norm shifts learn `BIAS_LR_FACTOR` times faster and do not decay, norm
-scales decay by `WEIGHT_DECAY_NORM`, conv weights by `WEIGHT_DECAY`. Caffe2 folds the rate into the momentum
+Detectron (`modeling/optimizer.py`): biases and norm shifts learn `BIAS_LR_FACTOR` times faster and decay by
+`WEIGHT_DECAY_BIAS` (0 there), norm scales decay by `WEIGHT_DECAY_NORM`, conv weights by `WEIGHT_DECAY`. Caffe2 folds the rate into the momentum
 (V = m V + lr g) and rescales V when the rate changes by more than 10 %; here the rate multiplies V when it is applied,
 which is the same for a constant rate and needs no rescaling.
 """
@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim import SGD
 
 from retinanet.config.recipe import batch_recipe
+from retinanet.layers.conv import Conv2d
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,11 @@ class Schedule:
 
 
 def parameter_groups(
-    model: nn.Module, weight_decay: float, weight_decay_norm: float, bias_lr_factor: float
+    model: nn.Module,
+    weight_decay: float,
+    weight_decay_norm: float,
+    weight_decay_bias: float,
+    bias_lr_factor: float,
 ) -> list[dict]:
     """Return three groups for an optimizer: conv weights, norm scales, biases and norm shifts.
 
@@ -60,7 +65,7 @@ def parameter_groups(
     groups = {
         "weights": {"params": [], "weight_decay": weight_decay, "lr_factor": 1.0},
         "norm_scales": {"params": [], "weight_decay": weight_decay_norm, "lr_factor": 1.0},
-        "biases": {"params": [], "weight_decay": 0.0, "lr_factor": bias_lr_factor},
+        "biases": {"params": [], "weight_decay": weight_decay_bias, "lr_factor": bias_lr_factor},
     }
     seen = set()
     for module in model.modules():
@@ -71,7 +76,7 @@ def parameter_groups(
             if name == "bias":
                 kind = "biases"
             else:
-                kind = "weights" if isinstance(module, (nn.Conv2d, nn.Linear)) else "norm_scales"
+                kind = "weights" if isinstance(module, (Conv2d, nn.Linear)) else "norm_scales"
             groups[kind]["params"].append(parameter)
     return [{"name": name, **group} for name, group in groups.items() if group["params"]]
 
@@ -85,7 +90,9 @@ def set_lr(optimizer: SGD, lr: float) -> None:
 def build_optimizer(cfg, model: nn.Module) -> SGD:
     """Return SGD over the trainable parameters of `model`, at the rate of iteration 0."""
     solver = cfg.SOLVER
-    groups = parameter_groups(model, solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM, solver.BIAS_LR_FACTOR)
+    groups = parameter_groups(
+        model, solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM, solver.WEIGHT_DECAY_BIAS, solver.BIAS_LR_FACTOR
+    )
     optimizer = SGD(groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, fused=True)
     set_lr(optimizer, build_schedule(cfg).lr(0))
     return optimizer

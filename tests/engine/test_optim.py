@@ -5,33 +5,34 @@ import torch
 from torch import nn
 
 from retinanet.engine.optim import Schedule, parameter_groups, set_lr
+from retinanet.layers.conv import Conv2d
 
 
 def small_net() -> nn.Module:
-    net = nn.Sequential(nn.Conv2d(3, 4, 1, bias=True), nn.GroupNorm(2, 4), nn.Conv2d(4, 4, 1, bias=False))
+    net = nn.Sequential(Conv2d(3, 4, 1, bias=True), nn.GroupNorm(2, 4), Conv2d(4, 4, 1, bias=False))
     net[2].weight.requires_grad_(False)
     return net
 
 
 def test_groups_are_weights_norm_scales_and_biases():
     net = small_net()
-    groups = {group["name"]: group for group in parameter_groups(net, 1e-4, 0.5, 2.0)}
+    groups = {group["name"]: group for group in parameter_groups(net, 1e-4, 0.5, 0.25, 2.0)}
     assert [id(p) for p in groups["weights"]["params"]] == [id(net[0].weight)]
     assert [id(p) for p in groups["norm_scales"]["params"]] == [id(net[1].weight)]
     assert [id(p) for p in groups["biases"]["params"]] == [id(net[0].bias), id(net[1].bias)]
     assert (groups["weights"]["weight_decay"], groups["norm_scales"]["weight_decay"]) == (1e-4, 0.5)
-    assert (groups["biases"]["weight_decay"], groups["biases"]["lr_factor"]) == (0.0, 2.0)
+    assert (groups["biases"]["weight_decay"], groups["biases"]["lr_factor"]) == (0.25, 2.0)
 
 
 def test_shared_parameters_are_listed_once():
     net = small_net()
     net[1].bias = net[0].bias
-    (biases,) = [g for g in parameter_groups(net, 0, 0, 1.0) if g["name"] == "biases"]
+    (biases,) = [g for g in parameter_groups(net, 0, 0, 0, 1.0) if g["name"] == "biases"]
     assert len(biases["params"]) == 1
 
 
 def test_biases_learn_at_their_own_rate():
-    optimizer = torch.optim.SGD(parameter_groups(small_net(), 0, 0, 2.0), lr=1.0)
+    optimizer = torch.optim.SGD(parameter_groups(small_net(), 0, 0, 0, 2.0), lr=1.0)
     set_lr(optimizer, 0.25)
     assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25, 0.5]
 
