@@ -1,9 +1,9 @@
 """Stochastic gradient descent with Detectron's parameter groups, and its learning rate as a function of the iteration.
 
 Detectron (`modeling/optimizer.py`): biases and norm shifts learn `BIAS_LR_FACTOR` times faster and decay by
-`WEIGHT_DECAY_BIAS` (0 there), norm scales decay by `WEIGHT_DECAY_NORM`, conv weights by `WEIGHT_DECAY`. Caffe2 folds the rate into the momentum
-(V = m V + lr g) and rescales V when the rate changes by more than 10 %; here the rate multiplies V when it is applied,
-which is the same for a constant rate and needs no rescaling.
+`WEIGHT_DECAY_BIAS` (0 there), norm scales decay by `WEIGHT_DECAY_NORM`, conv weights by `WEIGHT_DECAY`. Caffe2 folds
+the rate into the momentum (V = m V + lr g) and rescales V when the rate changes by more than 10 %; here the rate
+multiplies V when it is applied, which is the same for a constant rate and needs no rescaling.
 """
 
 import math

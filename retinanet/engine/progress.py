@@ -116,7 +116,7 @@ class Progress:
             100 * line["data_wait"],
         )
         if line["data_wait"] > SLOW_DATA:
-            _log.info("the model waits for data %.0f %% of the time: raise DATALOADER.NUM_WORKERS", 100 * line["data_wait"])
+            _log.info("waiting for data %.0f %% of the time: raise DATALOADER.NUM_WORKERS", 100 * line["data_wait"])
 
     def write_metrics(self, iteration: int, metrics: dict) -> None:
         """Write the single numbers of an evaluation as a line of their own; nested tables stay in metrics.json."""

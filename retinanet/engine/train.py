@@ -79,7 +79,10 @@ def train_step(trainer: Trainer, batches: list[Batch]) -> dict[str, Tensor]:
     """
     model, loss_fn = trainer.model, trainer.loss
     device, dtype = batches[0].images.device, AMP_DTYPES[trainer.amp]
-    assigned = [loss_fn.assign(model.anchors(batch.images.shape[-2:], device), batch.gt_boxes, batch.gt_labels) for batch in batches]
+    assigned = []
+    for batch in batches:
+        anchors = model.anchors(tuple(batch.images.shape[-2:]), device)
+        assigned.append(loss_fn.assign(anchors, batch.gt_boxes, batch.gt_labels))
     num_fg = torch.cat([assignment.num_fg for assignment in assigned])
     # DDP averages gradients over the processes, so each of them divides by its share of the global normalizer
     divisor = loss_fn.divisor(num_fg, distributed.all_reduce_sum) / distributed.world_size()
