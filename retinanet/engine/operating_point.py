@@ -50,6 +50,22 @@ def curve(scores: np.ndarray, outcome: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return scores[last], np.cumsum(true)[last], np.cumsum(~true)[last]
 
 
+def curves(truth: GroundTruth, found: Results) -> list[dict[str, np.ndarray]]:
+    """Return `threshold` (S,), falling, and `precision`, `recall`, `f1` (S,) in percent: all classes together first,
+    then every class. Empty where there are no boxes."""
+    outcome, counted = match(truth, found), ~_ignored(truth)
+    parts = []
+    for label in [None, *range(len(truth.names))]:
+        chosen = np.full(len(outcome), True) if label is None else found.labels == label
+        num_boxes = int((counted if label is None else counted & (truth.labels == label)).sum())
+        thresholds, true, false = curve(found.scores[chosen], outcome[chosen])
+        thresholds, true, false = (column[: len(column) if num_boxes else 0] for column in (thresholds, true, false))
+        rates = {"precision": true / (true + false), "recall": true / max(num_boxes, 1)}
+        rates["f1"] = 2 * true / (true + false + num_boxes)
+        parts.append({"threshold": thresholds, **{name: 100 * rate for name, rate in rates.items()}})
+    return parts
+
+
 def match(truth: GroundTruth, found: Results) -> np.ndarray:
     """Return the outcome (D,) int8 of each detection: TRUE, FALSE or IGNORED.
 

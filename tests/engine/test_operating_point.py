@@ -10,7 +10,7 @@ import pytest
 from simulated_detections import coco_json, detection, simulated
 
 from retinanet.engine.coco_json import ground_truth, results
-from retinanet.engine.operating_point import FALSE, IGNORED, TRUE, match, operating_point
+from retinanet.engine.operating_point import FALSE, IGNORED, TRUE, curves, match, operating_point
 
 NAMES = {1: "cat", 2: "dog"}
 
@@ -89,6 +89,19 @@ def test_equal_scores_are_kept_together():
     annotations = coco_json({1: [(1, 0, 0, 10, 10), (1, 40, 40, 10, 10)]}, NAMES)
     boxes = [[0, 0, 10, 10], [40, 40, 10, 10], [80, 80, 10, 10]]
     assert point(annotations, [detection(1, 1, box, 0.5) for box in boxes])["f1"] == pytest.approx(80)
+
+
+def test_curves_pass_through_the_operating_point_and_are_empty_without_boxes():
+    annotations = coco_json({1: [(1, 0, 0, 10, 10), (1, 40, 40, 10, 10)]}, {1: "cat", 2: "dog", 3: "cow"})
+    boxes = [(1, [0, 0, 10, 10], 0.9), (2, [0, 0, 10, 10], 0.8), (1, [40, 40, 10, 10], 0.7)]
+    truth = ground_truth(annotations)
+    together, cat, dog, cow = curves(truth, results([detection(1, *box) for box in boxes], truth))
+    np.testing.assert_allclose(together["threshold"], [0.9, 0.8, 0.7])
+    np.testing.assert_allclose(together["precision"], [100, 50, 200 / 3])
+    np.testing.assert_allclose(together["recall"], [50, 50, 100])
+    np.testing.assert_allclose(together["f1"], [200 / 3, 50, 80])
+    np.testing.assert_allclose(cat["precision"], [100, 100])
+    assert all(len(column) == 0 for curve in (dog, cow) for column in curve.values())
 
 
 def test_undefined_rates_are_none():

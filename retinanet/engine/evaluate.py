@@ -1,0 +1,208 @@
+"""Model + data set -> COCO results -> metrics, on one process or many. COCO's xywh and category ids begin here."""
+
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from retinanet.data.coco import CocoDataset
+from retinanet.data.loader import build_test_loader
+from retinanet.engine.coco_json import write_json
+from retinanet.engine.coco_metrics import coco_metrics, format_metrics
+from retinanet.modeling.build import build_postprocess
+from retinanet.modeling.retinanet import RetinaNet
+from retinanet.structures import Batch, Detections, HeadOutputs
+from retinanet.utils import distributed
+from retinanet.utils.draw import draw_detections, tile
+from retinanet.utils.log import MetricsWriter
+
+Postprocess = Callable[[HeadOutputs, Batch], list[Detections]]
+Progress = Callable[[Iterable], Iterable]  # such as `tqdm.tqdm`
+
+_log = logging.getLogger(__name__)
+_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_PAGE_IMAGES = 6  # pictures on the page that an evaluation adds to TensorBoard
+_PAGE_SCORE = 0.3  # score from which boxes are drawn there while no threshold is known yet
+
+
+def build_amp(cfg, device: torch.device) -> str:
+    """Return the precision of inference: `SOLVER.AMP` on a GPU; float32 on a CPU, where reduced precision is mostly
+    slower."""
+    return cfg.SOLVER.AMP if device.type == "cuda" else "off"
+
+
+def autocast(device: torch.device, amp: str) -> torch.autocast:
+    """Return the context of `SOLVER.AMP` off, bf16 or fp16 on `device`."""
+    return torch.autocast(device.type, dtype=_DTYPES[amp], enabled=_DTYPES[amp] is not None)
+
+
+def detect(model: RetinaNet, batch: Batch, postprocess: Postprocess, amp: str = "off") -> list[Detections]:
+    """Return the detections of each image of `batch`, in pixels of the original images.
+
+    The model is in evaluation mode and on the device of the batch. Gradients are off, but not by inference mode:
+    anchors that are cached here serve training afterwards.
+    """
+    with torch.no_grad():
+        with autocast(batch.images.device, amp):
+            outputs = model(model.normalize(batch.images, batch.image_sizes))
+        return postprocess(outputs, batch)
+
+
+def predict(
+    model: RetinaNet,
+    loader: Iterable[Batch],
+    postprocess: Postprocess,
+    device: torch.device,
+    category_ids: tuple[int, ...],
+    amp: str = "off",
+    plus_one: bool = False,
+    progress: Progress | None = None,
+) -> list[dict]:
+    """Return the COCO results of all images of `loader`: dicts of `image_id`, `category_id`, `bbox` xywh and `score`.
+
+    category_ids: (K,) the data set's category id of each label. plus_one: w = x2 - x1 + 1, for Detectron's box
+    convention. progress: wraps the loader, to show how far it is.
+    Every module is in evaluation mode meanwhile and in its own mode afterwards.
+    """
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    results = []
+    try:
+        for batch in loader if progress is None else progress(loader):
+            found = detect(model, batch.to(device), postprocess, amp)
+            results += to_coco(found, batch.image_ids, category_ids, plus_one)
+    finally:
+        _restore(modes)
+    return results
+
+
+def _restore(modes: dict[nn.Module, bool]) -> None:
+    for module, training in modes.items():
+        module.training = training
+
+
+def to_coco(
+    detections: list[Detections], image_ids: list[int], category_ids: tuple[int, ...], plus_one: bool = False
+) -> list[dict]:
+    """Return the detections of N images as COCO results, image by image, by falling score."""
+    extra = 1.0 if plus_one else 0.0
+    counts = [len(found["scores"]) for found in detections]
+    owners = [image_id for image_id, count in zip(image_ids, counts, strict=True) for _ in range(count)]
+    boxes = _to_host(detections, "boxes").double()
+    boxes[:, 2:] += extra - boxes[:, :2]  # in float64: rounded once, by the reader
+    labels, scores = _to_host(detections, "labels").tolist(), _to_host(detections, "scores").double().tolist()
+    assert all(0 <= label < len(category_ids) for label in labels), (len(category_ids), max(labels))
+    return [
+        {"image_id": int(image_id), "category_id": int(category_ids[label]), "bbox": box, "score": score}
+        for image_id, label, box, score in zip(owners, labels, boxes.tolist(), scores, strict=True)
+    ]
+
+
+def _to_host(detections: list[Detections], key: str) -> Tensor:
+    """Return one column of all images on the CPU; one copy, so the device is waited for once."""
+    return torch.cat([found[key] for found in detections]).cpu()
+
+
+def merge(parts: list[list[dict]]) -> list[dict]:
+    """Return the results of all processes by rising image id, so that the file is the same for any number of them.
+
+    An image that two processes saw counts once, from the first of them: a sampler that deals out equal shares repeats
+    some, and their detections would count as false.
+    """
+    owner: dict[int, int] = {}
+    for rank, part in enumerate(parts):
+        for row in part:
+            owner.setdefault(row["image_id"], rank)
+    own = [row for rank, part in enumerate(parts) for row in part if owner[row["image_id"]] == rank]
+    return sorted(own, key=lambda row: row["image_id"])
+
+
+def score(results: list[dict], dataset: CocoDataset, folder: Path, evaluator: str = "faster") -> dict:
+    """Return `coco_metrics` of `results`; write them and the results to `folder`, each file whole or not at all.
+
+    In a distributed job `results` matter in the first process alone; every process gets the metrics.
+    """
+    metrics = None
+    if distributed.is_main():
+        write_json(folder / "predictions.json", results)
+        metrics = coco_metrics(dataset.annotations_file, results, evaluator)
+        write_json(folder / "metrics.json", metrics)
+    return distributed.gather_objects(metrics)[0]
+
+
+def evaluate(
+    model: RetinaNet,
+    loader: Iterable[Batch],
+    postprocess: Postprocess,
+    device: torch.device,
+    dataset: CocoDataset,
+    folder: Path,
+    evaluator: str = "faster",
+    amp: str = "off",
+    progress: Progress | None = None,
+) -> tuple[dict, list[dict]]:
+    """Return the metrics of `model` on `dataset`, in every process, and the results of all processes together.
+
+    loader: this process's share of `dataset`. folder: where `predictions.json` and `metrics.json` go.
+    """
+    own = predict(model, loader, postprocess, device, dataset.category_ids, amp, dataset.plus_one_boxes, progress)
+    results = merge(distributed.gather_objects(own))
+    return score(results, dataset, folder, evaluator), results
+
+
+def build_evaluation(
+    cfg,
+    datasets: list[CocoDataset],
+    device: torch.device,
+    folder: Path,
+    writer: MetricsWriter | None = None,
+    progress: Progress | None = None,
+) -> Callable[[RetinaNet, int], dict]:
+    """Return what evaluates a model on all `datasets`: (model, iteration) -> metrics.
+
+    The metrics are those of the first data set, and "NAME/AP" and so on of the others. Files go to
+    `folder`/inference/NAME, tables to the log, and a page of pictures, ground truth beside detections, to `writer`.
+    """
+    postprocess, amp = build_postprocess(cfg), build_amp(cfg, device)
+    loaders = [build_test_loader(cfg, dataset, distributed.rank(), distributed.world_size()) for dataset in datasets]
+
+    def run(model: RetinaNet, iteration: int) -> dict:
+        combined = {}
+        for dataset, loader in zip(datasets, loaders, strict=True):
+            place = folder / "inference" / dataset.name
+            metrics, results = evaluate(
+                model, loader, postprocess, device, dataset, place, cfg.TEST.EVALUATOR, amp, progress
+            )
+            _log.info("%s at iteration %d:\n%s", dataset.name, iteration, format_metrics(metrics))
+            if writer is not None:
+                page = picture_page(dataset, results, metrics["threshold"])
+                writer.image(iteration, f"detections/{dataset.name}", page[..., ::-1])
+            combined |= {f"{dataset.name}/{key}": value for key, value in metrics.items()} if combined else metrics
+        return combined
+
+    return run
+
+
+def picture_page(dataset: CocoDataset, results: list[dict], threshold: float | None) -> np.ndarray:
+    """Return a sheet (H, W, 3) uint8 BGR: the first images of `dataset`, ground truth at the left of detections.
+
+    Shown are detections with a score of `threshold` or more; None: 0.3.
+    """
+    label_of = {category_id: label for label, category_id in enumerate(dataset.category_ids)}
+    threshold = _PAGE_SCORE if threshold is None else threshold
+    pictures, captions = [], []
+    for index in range(min(_PAGE_IMAGES, len(dataset))):
+        image, target = dataset.read(index)
+        image_id = int(dataset.image_ids[index])
+        rows = [row for row in results if row["image_id"] == image_id and row["score"] >= threshold]
+        boxes = np.array([row["bbox"] for row in rows]).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        labels, scores = [label_of[row["category_id"]] for row in rows], [row["score"] for row in rows]
+        names = dataset.class_names
+        pictures.append(draw_detections(image, target["boxes"].numpy(), target["labels"].tolist(), names=names))
+        pictures.append(draw_detections(image, boxes, labels, scores, names))
+        captions += [f"{image_id}: ground truth", f"detections from {threshold:.2f}"]
+    return tile(pictures, columns=4, captions=captions)

@@ -1,0 +1,91 @@
+"""`tools/test_net.py`: a results json, a model on two images, and the mistakes of its users."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from simulated_detections import coco_json, detection, simulated
+
+from retinanet.engine.coco_metrics import METRICS, coco_metrics
+from retinanet.errors import UserError
+
+NAMES = {3: "cat", 9: "dog"}
+
+
+@pytest.fixture
+def main(monkeypatch):
+    """The tool's `main(argv)` in this process."""
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import test_net
+
+    return lambda *arguments: test_net.main(list(map(str, arguments)))
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A catalog with one set, a configuration that names it, and simulated results."""
+    annotations = coco_json({i: [(3, 5, 5, 20, 20), (9, 40, 40, 30, 50)] for i in range(1, 9)}, NAMES)
+    (tmp_path / "gt.json").write_text(json.dumps(annotations))
+    (tmp_path / "dt.json").write_text(json.dumps(simulated(annotations, seed=0, crowded=0, clutter=2)))
+    (tmp_path / "catalog.yaml").write_text("small: {images: nowhere, annotations: gt.json}\n")
+    datasets = f"{{CATALOG: {tmp_path}/catalog.yaml, TEST: [small]}}"
+    (tmp_path / "config.yaml").write_text(f"OUTPUT_DIR: {tmp_path}/out\nDATASETS: {datasets}\n")
+    return tmp_path
+
+
+def test_predictions_are_scored_without_model_and_images(main, files, capsys):
+    main("--config", files / "config.yaml", "--predictions", files / "dt.json", "--per-class")
+    written = json.loads((files / "out/inference/small/metrics.json").read_text())
+    assert written == coco_metrics(files / "gt.json", files / "dt.json")
+    printed = capsys.readouterr().out
+    for word in (*METRICS, "cat", "dog", "precision", f"{written['AP']:.2f}", f"{written['threshold']:.3f}"):
+        assert word in printed
+
+
+def test_annotations_flag_needs_no_configuration(main, files, monkeypatch):
+    monkeypatch.chdir(files)
+    paths = ["--annotations", "gt.json", "--predictions", "dt.json", "--output", "here"]
+    main(*paths, "TEST.EVALUATOR", "pycocotools")
+    written = json.loads((files / "here/metrics.json").read_text())
+    assert written["AP"] == pytest.approx(coco_metrics(files / "gt.json", files / "dt.json", "faster")["AP"], abs=1e-9)
+
+
+def test_plots_are_drawn_without_a_screen(main, files):
+    import cv2
+
+    config, folder = files / "config.yaml", files / "plots"
+    main("--config", config, "--predictions", files / "dt.json", "--plots", "--output", folder)
+    picture = cv2.imread(str(folder / "precision_recall.png"))
+    assert picture.shape[0] > 400 and picture.std() > 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--predictions", "gone.json"], "results file 'gone.json' does not exist"),
+        (["--predictions", "wrong.json"], "image_id 77 is not among the images of"),
+        (["--predictions", "dt.json", "DATASETS.TEST", "smal"], "DATASETS.TEST: 'smal' is not one of small; did you"),
+        (["--predictions", "dt.json", "DATASETS.TEST", "()"], "name the one data set that the predictions are of"),
+        (["--predictions", "dt.json", "TEST.EVALUATOR", "fast"], "TEST.EVALUATOR: 'fast' is not one of"),
+        (["--annotations", "gt.json"], "--annotations: needs --predictions"),
+        (["DATASETS.TEST", "()"], "DATASETS.TEST: is empty"),
+        (["DATASETS.TEST", "small,more", "--output", "x"], "--output: is one folder, DATASETS.TEST names 2 sets"),
+    ],
+)
+def test_mistakes_are_named(main, files, monkeypatch, arguments, message):
+    monkeypatch.chdir(files)
+    (files / "wrong.json").write_text(json.dumps([detection(77, 3, [0, 0, 1, 1], 0.5)]))
+    with pytest.raises(UserError, match=message.replace("(", "[(]")):
+        main("--config", "config.yaml", *arguments)
+
+
+def test_from_a_shell_in_another_folder(files):
+    """Status 0 and nothing on standard error, and status 2 with one message."""
+    tool = [sys.executable, str(ROOT / "tools/test_net.py"), "--annotations", "gt.json", "--predictions"]
+    for results, status in (("dt.json", 0), ("gone.json", 2)):
+        done = subprocess.run([*tool, results], capture_output=True, text=True, cwd=files, timeout=120, check=False)
+        assert done.returncode == status, done.stderr
+        assert done.stderr.startswith("error: results file 'gone.json'") if status else not done.stderr
+        assert "Traceback" not in done.stderr
