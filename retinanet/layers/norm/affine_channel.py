@@ -32,6 +32,9 @@ class AffineChannel(nn.Module):
     def folded(self) -> tuple[Tensor, Tensor, None]:
         return self.weight, self.bias, None
 
+    def extra_repr(self) -> str:
+        return f"{len(self.weight)}, learnable={self.weight.requires_grad}"
+
 
 def scale_and_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """Return scale * x + shift in the dtype and memory format of x (N, C, H, W), one pass; scale, shift: (C,)."""
