@@ -111,10 +111,10 @@ _C.SOLVER.BASE_LR = 0.01  # at REFERENCE_BATCH (Detectron)
 _C.SOLVER.MAX_ITER = 90000  # optimizer steps at REFERENCE_BATCH (Detectron 1x)
 _C.SOLVER.SCHEDULE = "multistep"  # multistep, cosine (to zero at MAX_ITER)
 _C.SOLVER.STEPS = (60000, 80000)  # iterations at which the rate is multiplied by GAMMA; multistep only
-_C.SOLVER.GAMMA = 0.1
+_C.SOLVER.GAMMA = 0.1  # factor of the rate at each of STEPS (Detectron)
 _C.SOLVER.WARMUP_ITERS = 500  # iterations of linear warm-up (Detectron)
 _C.SOLVER.WARMUP_FACTOR = 1.0 / 3  # share of the rate at iteration 0 (Detectron)
-_C.SOLVER.MOMENTUM = 0.9
+_C.SOLVER.MOMENTUM = 0.9  # of SGD, in the form V = m V + g, p -= lr V (Detectron)
 _C.SOLVER.WEIGHT_DECAY = 0.0001  # of conv weights (Detectron)
 _C.SOLVER.WEIGHT_DECAY_NORM = 0.0  # of norm scales (Detectron: WEIGHT_DECAY_GN)
 _C.SOLVER.WEIGHT_DECAY_BIAS = 0.0  # of biases and norm shifts (Detectron; detectron2 and torchvision decay them)
