@@ -1,10 +1,13 @@
-"""`tools/test_net.py`: a results json, a model on two images, and the mistakes of its users."""
+"""`tools/test_net.py`: a results json, a model on eight pictures, and the mistakes of its users."""
 
 import json
 import subprocess
 import sys
 
+import cv2
+import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 from simulated_detections import coco_json, detection, simulated
 
@@ -53,8 +56,6 @@ def test_annotations_flag_needs_no_configuration(main, files, monkeypatch):
 
 
 def test_plots_are_drawn_without_a_screen(main, files):
-    import cv2
-
     config, folder = files / "config.yaml", files / "plots"
     main("--config", config, "--predictions", files / "dt.json", "--plots", "--output", folder)
     picture = cv2.imread(str(folder / "precision_recall.png"))
@@ -79,6 +80,65 @@ def test_mistakes_are_named(main, files, monkeypatch, arguments, message):
     (files / "wrong.json").write_text(json.dumps([detection(77, 3, [0, 0, 1, 1], 0.5)]))
     with pytest.raises(UserError, match=message.replace("(", "[(]")):
         main("--config", "config.yaml", *arguments)
+
+
+TINY = """
+MODEL:
+  NUM_CLASSES: 2
+  BACKBONE: {NAME: R18, NORM: GN, FREEZE_AT: 0}
+  FPN: {CHANNELS: 32}
+  HEAD: {NUM_CONVS: 0, PRIOR_PROB: 0.3}
+INPUT: {MIN_SIZE_TEST: 64, MAX_SIZE_TEST: 96}
+DATALOADER: {NUM_WORKERS: 0}
+TEST: {SCORE_THRESH: 0.0, MAX_DETS: 5, IMS_PER_BATCH: 3}
+DEVICE: cpu
+"""
+
+
+@pytest.fixture
+def model(files):
+    """In addition: eight pictures, and a checkpoint of an untrained model for the two classes."""
+    from retinanet.config.load import dump_config, load_config_text
+    from retinanet.engine.checkpoint import write_checkpoint
+    from retinanet.modeling.build import build_model
+
+    rng = np.random.default_rng(0)
+    (files / "images").mkdir()
+    for number in range(1, 9):
+        cv2.imwrite(str(files / f"images/{number}.jpg"), rng.integers(0, 256, (100, 100, 3), dtype=np.uint8))
+    (files / "catalog.yaml").write_text("small: {images: images, annotations: gt.json}\n")
+    (files / "config.yaml").write_text(f"{TINY}\n{(files / 'config.yaml').read_text()}")
+    cfg = load_config_text(TINY, "test")
+    torch.manual_seed(0)
+    classes = [{"id": number, "name": name} for number, name in NAMES.items()]
+    state = {"model": build_model(cfg).state_dict(), "iteration": 1, "config": dump_config(cfg), "classes": classes}
+    write_checkpoint(files / "model.pth", state)
+    return files
+
+
+def test_model_is_scored_on_what_it_detects(main, model, capsys):
+    """The results are the detections of `retinanet.load` on the same files, under the data set's category ids."""
+    import retinanet
+
+    main("--config", model / "config.yaml", "MODEL.WEIGHTS", model / "model.pth")
+    folder = model / "out/inference/small"
+    rows = json.loads((folder / "predictions.json").read_text())
+    assert json.loads((folder / "metrics.json").read_text()) == coco_metrics(model / "gt.json", rows)
+    assert [row["image_id"] for row in rows] == sorted(5 * list(range(1, 9)))
+    assert "AP50" in capsys.readouterr().out
+    found = retinanet.load(model / "model.pth", device="cpu")([model / f"images/{i}.jpg" for i in range(1, 9)])
+    for index, row in enumerate(rows):
+        own, place = found[index // 5], index % 5
+        assert row["score"] == pytest.approx(float(own["scores"][place]), abs=1e-5)
+        assert row["category_id"] == [3, 9][int(own["labels"][place])]
+
+
+def test_weights_of_other_classes_are_refused(main, model):
+    annotations = json.loads((model / "gt.json").read_text())
+    annotations["categories"][0]["name"] = "cow"
+    (model / "gt.json").write_text(json.dumps(annotations))
+    with pytest.raises(UserError, match="its category number 1 by id is 'cow', in the weights it is 'cat'"):
+        main("--config", model / "config.yaml", "MODEL.WEIGHTS", model / "model.pth")
 
 
 def test_from_a_shell_in_another_folder(files):
