@@ -63,9 +63,10 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float)
 class _GroupNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        on_cuda = x.device.type == "cuda"
-        if on_cuda or not x.is_contiguous():
+        on_cuda, wide = x.device.type == "cuda", torch.promote_types(x.dtype, torch.float32)
+        ctx.groups, ctx.layout = groups, _layout(x)
+        x = x.contiguous(memory_format=ctx.layout)
+        if on_cuda or ctx.layout == torch.channels_last:
             x = x - _estimated_mean(x, groups)  # saved in place of x: the norm is the same
         if on_cuda:
             mean, rstd = _group_statistics(x, groups, eps)
@@ -73,7 +74,6 @@ class _GroupNorm(torch.autograd.Function):
         else:
             n, c, h, w = x.shape
             y, mean, rstd = torch.native_group_norm(x, weight.to(wide), bias.to(wide), n, c, h * w, groups, eps)
-        ctx.groups = groups
         ctx.save_for_backward(x, weight, mean, rstd)
         return y
 
@@ -82,16 +82,22 @@ class _GroupNorm(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, rstd = ctx.saved_tensors
         (n, c, h, w), dtype, on_cuda = x.shape, x.dtype, x.device.type == "cuda"
-        few_per_group = not x.is_contiguous() and c < 8 * ctx.groups
-        if not on_cuda and not x.is_contiguous():  # torch's half kernel takes three times the float32 one
+        grad = grad.contiguous(memory_format=ctx.layout)  # torch's kernel takes equal layouts for granted
+        slow = ctx.layout == torch.channels_last and not on_cuda
+        if slow:  # torch's half kernel takes three times the float32 one
             grad, x = grad.to(mean.dtype), x.to(mean.dtype)
-        if on_cuda or few_per_group:  # 5 ms against 33 ms at (2, 64, 100, 168), 32 groups, one thread, torch 2.11
+        if on_cuda or (slow and c < 8 * ctx.groups):  # (2, 64, 100, 168), 32 groups, torch 2.11: 5 ms against 33
             grads = _backward(grad, x, weight.to(mean.dtype), mean, rstd)
         else:
             grads = torch.ops.aten.native_group_norm_backward(
                 grad, x, mean, rstd, weight.to(mean.dtype), n, c, h * w, ctx.groups, [True, True, True]
             )
         return grads[0].to(dtype), grads[1].to(weight.dtype), grads[2].to(weight.dtype), None, None
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    only_channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if only_channels_last else torch.contiguous_format
 
 
 def _estimated_mean(x: Tensor, groups: int) -> Tensor:
