@@ -51,10 +51,9 @@ def test_file_says_what_it_is_and_how_to_run_it(path):
         assert path.stem == "quickstart" or any(line.startswith("# AP on COCO val2017: ") for line in comment)
 
 
-@pytest.mark.parametrize("path", RUNS, ids=name)
-def test_runs_write_to_folders_of_their_own(path):
-    folders = [load_config(other).OUTPUT_DIR for other in RUNS]
-    assert folders.count(load_config(path).OUTPUT_DIR) == 1
+def test_runs_write_to_folders_of_their_own():
+    folders = [load_config(path).OUTPUT_DIR for path in RUNS]
+    assert len(set(folders)) == len(folders)
 
 
 def test_names_in_the_checks_are_in_the_tables():
