@@ -20,9 +20,8 @@ help:  ## this list
 
 demo: $(VENV)/installed $(DATA)/done  ## train a small RetinaNet, evaluate it, draw detections: everything in output/demo
 	$(BIN)/python tools/train_net.py --config configs/quickstart.yaml OUTPUT_DIR $(DEMO) --resume
-	$(BIN)/python tools/test_net.py --config $(DEMO)/config.yaml MODEL.WEIGHTS $(DEMO)/best.pth
-	$(BIN)/python tools/predict.py --config $(DEMO)/config.yaml --output $(DEMO)/pictures $(DATA)/val \
-		MODEL.WEIGHTS $(DEMO)/best.pth
+	$(BIN)/python tools/test_net.py --config $(DEMO)/config.yaml MODEL.WEIGHTS $(DEMO)/best.pth --per-class
+	$(BIN)/python tools/predict.py --weights $(DEMO)/best.pth --output $(DEMO)/pictures $(DATA)/val
 	@echo "demo: weights, log, metrics and TensorBoard events in $(DEMO), detections drawn in $(DEMO)/pictures"
 
 demo-smoke: $(VENV)/installed $(DATA)/done  ## the same path in a few iterations, in a temporary folder
@@ -30,8 +29,7 @@ demo-smoke: $(VENV)/installed $(DATA)/done  ## the same path in a few iterations
 	$(BIN)/python tools/train_net.py --config configs/quickstart.yaml OUTPUT_DIR "$$folder/run" \
 		SOLVER.MAX_ITER 4 SOLVER.WARMUP_ITERS 1 TEST.EVAL_PERIOD 2 && \
 	$(BIN)/python tools/test_net.py --config "$$folder/run/config.yaml" MODEL.WEIGHTS "$$folder/run/best.pth" && \
-	$(BIN)/python tools/predict.py --config "$$folder/run/config.yaml" --output "$$folder/pictures" $(DATA)/val \
-		MODEL.WEIGHTS "$$folder/run/best.pth"
+	$(BIN)/python tools/predict.py --weights "$$folder/run/best.pth" --output "$$folder/pictures" $(DATA)/val
 
 test: $(VENV)/installed-dev  ## the test suite; TESTS=tests/ops runs a part of it
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n $(TEST_JOBS) $(TESTS)

@@ -1,7 +1,7 @@
 """The batch recipe against numbers worked out by hand, and what no batch size may change."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retinanet.config import batch_recipe, get_cfg
@@ -57,6 +57,7 @@ def test_reasons_name_the_rule_and_each_change():
     assert not any("EVAL_PERIOD" in line for line in reasons)  # 0 before and after
 
 
+@settings(deadline=None)
 @given(st.integers(1, 256), st.integers(1, 8), st.integers(1, 256))
 def test_images_seen_and_rate_times_length_do_not_depend_on_the_batch(images, accumulate, reference):
     found = recipe(IMS_PER_BATCH=images, ACCUMULATE=accumulate, REFERENCE_BATCH=reference)
