@@ -5,7 +5,7 @@ A norm is an `nn.Module` made as `NORMS[name](channels, **options)`; the options
 float32, and it has:
 
 - `weight` and `bias` (C,) and, where it keeps any, `running_mean` and `running_var`, as parameters or buffers. All
-  state is in its own `state_dict`; parameters lie directly on the module, because `PerLevelNorm` shares them.
+  state is in its own `state_dict`; `PerLevelNorm` shares the parameters between levels.
 - `folded() -> (scale, shift, rest)`: y = rest(scale * x + shift) is what `forward` computes on inputs whose statistics
   do not count. scale and shift are (C,), or None when nothing folds; rest is a module, or None when all of it folds.
 - `folds_in_training`: True when `folded()` holds in training mode too, because x never enters the statistics.
@@ -19,12 +19,24 @@ from torch import nn
 from retinanet.errors import pick
 from retinanet.layers.norm.affine_channel import AffineChannel
 from retinanet.layers.norm.batch_norm import BN, FrozenBN, SyncBN
+from retinanet.layers.norm.control import set_loss_scale, sync_statistics
 from retinanet.layers.norm.group_norm import GN
+from retinanet.layers.norm.mabn import MABN
 from retinanet.layers.norm.per_level import PerLevelNorm
 
-__all__ = ["NORMS", "AffineChannel", "BN", "FrozenBN", "GN", "PerLevelNorm", "SyncBN", "default_conv", "make_norm"]
+__all__ = [
+    "NORMS", "AffineChannel", "BN", "FrozenBN", "GN", "MABN", "PerLevelNorm", "SyncBN", "default_conv",
+    "make_norm", "set_loss_scale", "sync_statistics",
+]  # fmt: skip
 
-NORMS = {"AffineChannel": AffineChannel, "FrozenBN": FrozenBN, "BN": BN, "SyncBN": SyncBN, "GN": GN}
+NORMS = {
+    "AffineChannel": AffineChannel,
+    "FrozenBN": FrozenBN,
+    "BN": BN,
+    "SyncBN": SyncBN,
+    "GN": GN,
+    "MABN": MABN,
+}
 
 
 def make_norm(name: str, channels: int, **options) -> nn.Module | None:
