@@ -19,13 +19,15 @@ from torch import nn
 from retinanet.errors import pick
 from retinanet.layers.norm.affine_channel import AffineChannel
 from retinanet.layers.norm.batch_norm import BN, FrozenBN, SyncBN
+from retinanet.layers.norm.bcn import BCN
 from retinanet.layers.norm.control import set_loss_scale, sync_statistics
+from retinanet.layers.norm.est_bn import EstBN
 from retinanet.layers.norm.group_norm import GN
 from retinanet.layers.norm.mabn import MABN
 from retinanet.layers.norm.per_level import PerLevelNorm
 
 __all__ = [
-    "NORMS", "AffineChannel", "BN", "FrozenBN", "GN", "MABN", "PerLevelNorm", "SyncBN", "default_conv",
+    "NORMS", "AffineChannel", "BCN", "BN", "EstBN", "FrozenBN", "GN", "MABN", "PerLevelNorm", "SyncBN", "default_conv",
     "make_norm", "set_loss_scale", "sync_statistics",
 ]  # fmt: skip
 
@@ -36,6 +38,7 @@ NORMS = {
     "SyncBN": SyncBN,
     "GN": GN,
     "MABN": MABN,
+    "BCN": BCN,
 }
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 class PerLevelNorm(nn.Module):
     """`num_levels` norms that share their parameters and keep their buffers apart.
 
-    make: builds one norm; its parameters lie directly on it. The state dict holds each parameter once, as `weight` and
-    `bias`, and the buffers as `levels.{i}.running_mean` and so on.
+    make: builds one norm. The state dict holds each parameter once, as `weight` and `bias` (a `bn.weight` of the norm
+    as `bn_weight`), and the buffers as `levels.{i}.running_mean` and so on.
     """
 
     has_statistics = True
@@ -24,10 +24,9 @@ class PerLevelNorm(nn.Module):
         super().__init__()
         norms = [make() for _ in range(num_levels)]
         self.conv_kind = norms[0].conv_kind
-        self._shared = [name for name, _ in norms[0].named_parameters()]
-        assert all("." not in name for name in self._shared), self._shared
-        for name in self._shared:  # registered before the levels, so that `named_parameters` knows each by this name
-            setattr(self, name, getattr(norms[0], name))
+        self._shared = {name.replace(".", "_"): name for name, _ in norms[0].named_parameters()}
+        for own, name in self._shared.items():  # before the levels, so that `named_parameters` knows each by this name
+            setattr(self, own, norms[0].get_parameter(name))
         self.levels = nn.ModuleList(norms)
         self._tie()
         self.register_state_dict_post_hook(_drop_repeated)
@@ -43,14 +42,15 @@ class PerLevelNorm(nn.Module):
         return None, None, self
 
     def _tie(self) -> None:
-        for name in self._shared:
+        for own, name in self._shared.items():
+            owner, _, attribute = name.rpartition(".")
             for norm in self.levels:
-                setattr(norm, name, getattr(self, name))
+                setattr(norm.get_submodule(owner), attribute, getattr(self, own))
 
     def _repeated(self, prefix: str) -> list[tuple[str, str]]:
         """Return (parameter, its name in the state dict of one level) for every level and shared parameter."""
         levels = range(len(self.levels))
-        return [(name, f"{prefix}levels.{level}.{name}") for level in levels for name in self._shared]
+        return [(own, f"{prefix}levels.{level}.{name}") for level in levels for own, name in self._shared.items()]
 
 
 def _drop_repeated(module: PerLevelNorm, state: dict, prefix: str, _metadata: dict) -> None:
