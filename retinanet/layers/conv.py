@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from retinanet.errors import UserError
+
 Prepared = tuple[Tensor, Tensor | None, nn.Module | None]  # weight, bias, remaining norm
 
 
@@ -93,12 +95,26 @@ class CentralizedConv2d(Conv2d):
 
 
 class StandardizedConv2d(Conv2d):
-    """Convolution whose weight has mean zero and variance one over (in, kernel, kernel) (arXiv 1903.10520)."""
+    """Convolution whose weight has mean zero and variance one over (in, kernel, kernel) (arXiv 1903.10520).
+
+    eps_in: "var" adds 1e-5 to the variance, inside the root (joe-siyuan-qiao/Batch-Channel-Normalization), "std" to the
+    deviation (joe-siyuan-qiao/pytorch-classification, WeightStandardization, and BCN's DeepLab code). Small weights
+    come out otherwise under the other, so weights trained with one do not evaluate exactly with the other.
+    """
+
+    def __init__(self, *args, eps_in: str = "var", **kwargs):
+        super().__init__(*args, **kwargs)
+        if eps_in not in ("var", "std"):
+            raise UserError(f"StandardizedConv2d: eps_in is {eps_in!r}; it must be 'var' or 'std'")
+        self.eps_in = eps_in
 
     def effective_weight(self) -> Tensor:
-        """Return (W - mean(W)) / sqrt(var(W) + 1e-5), var unbiased (joe-siyuan-qiao/Batch-Channel-Normalization)."""
-        var, mean = torch.var_mean(self.weight, dim=(1, 2, 3), keepdim=True)
-        return (self.weight - mean) * torch.rsqrt(var + 1e-5)
+        """Return (W - mean) / sqrt(var + 1e-5) or (W - mean) / (sqrt(var) + 1e-5), var unbiased, per output filter."""
+        if self.eps_in == "var":
+            var, mean = torch.var_mean(self.weight, dim=(1, 2, 3), keepdim=True)
+            return (self.weight - mean) * torch.rsqrt(var + 1e-5)
+        std, mean = torch.std_mean(self.weight, dim=(1, 2, 3), keepdim=True)
+        return (self.weight - mean) / (std + 1e-5)
 
 
 CONVS = {"plain": Conv2d, "standardized": StandardizedConv2d, "centralized": CentralizedConv2d}
@@ -106,6 +122,6 @@ CONVS = {"plain": Conv2d, "standardized": StandardizedConv2d, "centralized": Cen
 
 def _autocast_dtype(device_type: str) -> torch.dtype | None:
     """Return the dtype that autocast runs convolutions in on this kind of device, None where it is off."""
-    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
+    if device_type == "meta" or not torch.is_autocast_enabled(device_type):  # "meta" has no autocast: it raises
         return None
     return torch.get_autocast_dtype(device_type)
