@@ -179,7 +179,7 @@ def build_evaluation(
             _log.info("%s at iteration %d:\n%s", dataset.name, iteration, format_metrics(metrics))
             if writer is not None:
                 page = picture_page(dataset, results, metrics["threshold"])
-                writer.image(iteration, f"detections/{dataset.name}", page[..., ::-1])
+                writer.image(iteration, f"detections/{dataset.name}", np.ascontiguousarray(page[..., ::-1]))
             combined |= {f"{dataset.name}/{key}": value for key, value in metrics.items()} if combined else metrics
         return combined
 
