@@ -1,0 +1,255 @@
+"""Data sets -> batches: what the workers do, and the two loaders.
+
+One item that a worker gets is a whole micro-batch, and one that it returns is a whole `Batch`. What a sample becomes
+depends on (seed, optimizer step, place in the step) alone, never on the worker, the rank or the time.
+"""
+
+import logging
+import signal
+from collections.abc import Callable, Iterator
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from retinanet.data.catalog import Concatenated
+from retinanet.data.coco import CocoDataset
+from retinanet.data.collate import Collator
+from retinanet.data.image import ImageError
+from retinanet.data.sampler import (
+    MicroBatch,
+    TrainSampler,
+    aspect_groups,
+    eval_batches,
+    repeat_factors,
+    trainable_rows,
+)
+from retinanet.data.transforms import Augmentation, draw_augmentation
+from retinanet.errors import UserError
+from retinanet.structures import Batch, Target
+
+logger = logging.getLogger(__name__)
+
+
+class BatchLoader(DataLoader):
+    """A `DataLoader` whose items are batches, and where a mistake of the user in a worker arrives as what it is.
+
+    Workers return a `UserError` as an item: torch would wrap a raised one in the traceback of the worker.
+    """
+
+    def __iter__(self) -> Iterator[Batch]:
+        for item in self._start():
+            if isinstance(item, UserError):
+                raise item
+            yield item
+
+    def _start(self) -> Iterator[Batch | UserError]:
+        """Start the workers while OpenCV has no threads here: a forked worker would wait for them forever."""
+        threads = cv2.getNumThreads()
+        cv2.setNumThreads(1)
+        try:
+            return super().__iter__()
+        finally:
+            cv2.setNumThreads(threads)
+
+
+class TrainBatches(Dataset):
+    """`MicroBatch` -> `Batch` of this rank's part: read, augment, resize.
+
+    An unreadable image stops training, or is replaced by the next readable one of `rows` while not more than
+    `max_bad_images` different ones were met. They are marked in shared memory: the count is of this rank with all its
+    workers, and `bad_images()` of the training process sees it.
+    """
+
+    def __init__(
+        self,
+        dataset: CocoDataset | Concatenated,
+        collator: Collator,
+        rows: np.ndarray,
+        seed: int,
+        short_sides: tuple[int, ...],
+        flip_prob: float,
+        max_bad_images: int = 0,
+    ):
+        """rows: (J,) sorted rows of the data set that take part; the rest as in the config."""
+        self.dataset, self.collator, self.rows, self.seed = dataset, collator, rows, seed
+        self.short_sides, self.flip_prob, self.max_bad_images = tuple(short_sides), flip_prob, max_bad_images
+        self._bad = torch.zeros(len(dataset), dtype=torch.uint8).share_memory_()
+
+    def bad_images(self) -> list[int]:
+        """Return the rows of the unreadable images that this rank has met so far."""
+        return torch.nonzero(self._bad).flatten().tolist()
+
+    def __getitem__(self, micro_batch: MicroBatch) -> Batch | UserError:
+        try:
+            batch = None
+            while batch is None:
+                batch = self._try_to_load(micro_batch)
+        except UserError as error:
+            return error
+        return batch
+
+    def _try_to_load(self, micro_batch: MicroBatch) -> Batch | None:
+        """Return the batch, or None after marking an unreadable image, which the next try replaces."""
+        try:
+            return self._load(micro_batch)
+        except _UnreadableError as unreadable:
+            self._count(unreadable)
+            return None
+
+    def _load(self, micro_batch: MicroBatch) -> Batch:
+        samples, mine = micro_batch.samples, slice(micro_batch.start, micro_batch.stop)
+        rows = [sample.index for sample in samples]
+        rows[mine] = [self._readable(row) for row in rows[mine]]
+        drawn = [self._draw(sample.step, sample.position) for sample in samples]
+        geometries = [
+            self.collator.geometry(self.dataset.image_size(row), augmentation.short_side)
+            for row, augmentation in zip(rows, drawn, strict=True)
+        ]
+        return self.collator(
+            map(self._read, rows[mine]),
+            drawn[mine],
+            geometries[mine],
+            self.collator.canvas(geometries),  # of all ranks
+            self.dataset.image_ids[rows[mine]].tolist(),
+        )
+
+    def _draw(self, step: int, position: int) -> Augmentation:
+        generator = np.random.default_rng([self.seed, step, position])
+        return draw_augmentation(generator, self.short_sides, self.flip_prob)
+
+    def _read(self, row: int) -> tuple[np.ndarray, Target]:
+        try:
+            return self.dataset.read(row)
+        except ImageError as error:
+            raise _UnreadableError(row, error) from None
+
+    def _readable(self, row: int) -> int:
+        """Return `row`, or the next row that is not known to be unreadable."""
+        if not self._bad[row]:
+            return row
+        start = int(np.searchsorted(self.rows, row))
+        for candidate in np.roll(self.rows, -start).tolist():
+            if not self._bad[candidate]:
+                return candidate
+        raise UserError(f"data set {self.dataset.name!r}: not one of its {len(self.rows)} images can be read")
+
+    def _count(self, unreadable: "_UnreadableError") -> None:
+        """Mark the image; raises its error when there are too many."""
+        self._bad[unreadable.row] = 1
+        count = len(self.bad_images())
+        if count > self.max_bad_images:
+            found = f" ({count} unreadable images so far)" if count > 1 else ""
+            raise ImageError(f"{unreadable.error}; DATALOADER.MAX_BAD_IMAGES is {self.max_bad_images}{found}")
+        logger.warning("replaced an unreadable image (%d of %d): %s", count, self.max_bad_images, unreadable.error)
+
+
+class _UnreadableError(Exception):
+    """Says which row `error` is about."""
+
+    def __init__(self, row: int, error: ImageError):
+        super().__init__(row, error)
+        self.row, self.error = row, error
+
+
+class EvalBatches(Dataset):
+    """List of rows -> `Batch`, as evaluation wants it; an unreadable image is an error, for AP is over all images."""
+
+    def __init__(self, dataset: CocoDataset, collator: Collator, short_side: int):
+        self.dataset, self.collator, self.short_side = dataset, collator, short_side
+
+    def __getitem__(self, rows: list[int]) -> Batch | UserError:
+        geometries = [self.collator.geometry(self.dataset.image_size(row), self.short_side) for row in rows]
+        augmentations = [Augmentation(self.short_side, flip=False) for _ in rows]
+        image_ids = self.dataset.image_ids[rows].tolist()
+        try:
+            samples = map(self.dataset.read, rows)
+            return self.collator(samples, augmentations, geometries, self.collator.canvas(geometries), image_ids)
+        except UserError as error:
+            return error
+
+
+def build_train_loader(
+    cfg, dataset: CocoDataset | Concatenated, start_iteration: int = 0, rank: int = 0, world_size: int = 1
+) -> BatchLoader:
+    """Return the endless loader of this rank's micro-batches, the first being number `start_iteration`.
+
+    Micro-batches count through: `SOLVER.ACCUMULATE` of them are one optimizer step. `loader.dataset.bad_images()` are
+    the rows of images that had to be replaced. Iterate over it once: a second iterator starts over.
+    """
+    if cfg.SOLVER.IMS_PER_BATCH % world_size:
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH: {cfg.SOLVER.IMS_PER_BATCH} images cannot be shared equally by {world_size} "
+            f"processes; take a multiple of {world_size}"
+        )
+    rows = trainable_rows(dataset.box_counts, cfg.DATALOADER.SKIP_EMPTY, dataset.name)
+    threshold = cfg.DATALOADER.REPEAT_THRESHOLD
+    factors = repeat_factors(dataset.box_counts, dataset.box_labels, threshold)[rows] if threshold > 0 else None
+    sampler = TrainSampler(
+        rows,
+        cfg.SOLVER.IMS_PER_BATCH * cfg.SOLVER.ACCUMULATE,
+        cfg.SEED,
+        groups=aspect_groups(dataset.sizes[rows]) if cfg.DATALOADER.ASPECT_GROUPING else None,
+        factors=factors,
+        start_iteration=start_iteration,
+        accumulate=cfg.SOLVER.ACCUMULATE,
+        rank=rank,
+        world_size=world_size,
+    )
+    batches = TrainBatches(
+        dataset,
+        build_collator(cfg, cfg.INPUT.MAX_SIZE_TRAIN, dataset.plus_one_boxes),
+        rows,
+        cfg.SEED,
+        cfg.INPUT.MIN_SIZE_TRAIN,
+        cfg.INPUT.FLIP_PROB,
+        cfg.DATALOADER.MAX_BAD_IMAGES,
+    )
+    return build_batch_loader(cfg, batches, sampler)
+
+
+def build_test_loader(cfg, dataset: CocoDataset, rank: int = 0, world_size: int = 1) -> BatchLoader:
+    """Return the loader of this rank's share of `dataset`; over the ranks every image occurs exactly once.
+
+    The order is by aspect ratio, and ranks may differ by one batch: go by `Batch.image_ids`.
+    """
+    batches = EvalBatches(dataset, build_collator(cfg, cfg.INPUT.MAX_SIZE_TEST), cfg.INPUT.MIN_SIZE_TEST)
+    return build_batch_loader(cfg, batches, eval_batches(dataset.sizes, cfg.TEST.IMS_PER_BATCH, rank, world_size))
+
+
+def build_image_batcher(cfg) -> Callable[[list[np.ndarray]], Batch]:
+    """Return the function images (H, W, 3) uint8 BGR -> `Batch`, resized as in evaluation; for prediction."""
+    collator = build_collator(cfg, cfg.INPUT.MAX_SIZE_TEST)
+    return lambda images: collator.images(images, cfg.INPUT.MIN_SIZE_TEST)
+
+
+def build_collator(cfg, max_size: int, plus_one_boxes: bool = False) -> Collator:
+    """Return the `Collator` that the config describes, with the long side capped at `max_size` pixels."""
+    return Collator(cfg.INPUT.RESIZE, max_size, cfg.INPUT.SIZE_DIVISIBILITY, cfg.MODEL.CHANNEL_ORDER, plus_one_boxes)
+
+
+def build_batch_loader(cfg, batches: Dataset, order) -> BatchLoader:
+    """Return the loader that asks `batches` for the items of `order`, with the workers that the config wants."""
+    workers = cfg.DATALOADER.NUM_WORKERS
+    return BatchLoader(
+        batches,
+        batch_size=None,  # an item is a batch already
+        sampler=order,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        pin_memory=cfg.DEVICE != "cpu" and torch.cuda.is_available(),
+        worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # its own: starting workers must not advance the generator of the training
+    )
+
+
+def _as_it_is(batch):
+    return batch
+
+
+def _start_worker(worker: int) -> None:
+    """One thread a worker (more fight over the cores); Ctrl-C is for the training process, which ends them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
