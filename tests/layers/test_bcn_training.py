@@ -96,6 +96,16 @@ def test_resume_equals_no_interruption_bit_for_bit(estimate):
     torch.testing.assert_close(result, expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_output_may_be_overwritten_in_place(memory_format):
+    x = randn(2, 4, 5, 5).contiguous(memory_format=memory_format)
+    result, inputs = [], [x.clone().requires_grad_() for _ in range(2)]
+    for relu, x in zip((torch.relu, torch.relu_), inputs, strict=True):
+        relu(BCN(4, 2)(x)).square().sum().backward()
+        result.append(x.grad)
+    torch.testing.assert_close(result[0], result[1], rtol=0, atol=0)
+
+
 def test_layer_used_twice_before_backward_keeps_what_each_use_saw():
     twice, once = BCN(4, 2), BCN(4, 2)
     first, second = randn(2, 4, 4, 4).requires_grad_(), randn(2, 4, 4, 4, seed=1)

@@ -111,6 +111,16 @@ def test_gradients_that_overflow_leave_the_window_as_it_was():
     assert run(layer, randn(2, 3, 4, 4), torch.ones(2, 3, 4, 4))["gx"].isfinite().all()
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_output_may_be_overwritten_in_place(memory_format):
+    x = randn(2, 4, 5, 5).contiguous(memory_format=memory_format)
+    result, inputs = [], [x.clone().requires_grad_() for _ in range(2)]
+    for relu, x in zip((torch.relu, torch.relu_), inputs, strict=True):
+        relu(MABN(4)(x)).square().sum().backward()
+        result.append(x.grad)
+    torch.testing.assert_close(result[0], result[1], rtol=0, atol=0)
+
+
 def test_layer_used_twice_before_backward_fills_two_rows():
     inputs, weights = [randn(2, 3, 4, 4, seed=i) for i in range(4)], [randn(2, 3, 4, 4, seed=9 + i) for i in range(4)]
     separate, together = (MABN(3, simulated_batch=8, warmup_iters=10**9) for _ in range(2))

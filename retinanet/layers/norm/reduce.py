@@ -76,7 +76,8 @@ def channel_affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 def image_affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """Return scale * x + shift, (N, C, H, W); scale, shift: (N, C)."""
     if _has_kernels(x) and x.is_contiguous():
-        return channel_affine(_as_one_image(x), scale.flatten(), shift.flatten()).view_as(x)
+        y = channel_affine(_as_one_image(x), scale.flatten(), shift.flatten())
+        return y.resize_(x.shape)  # not a view, so that a ReLU may overwrite what an autograd function returns
     return torch.addcmul(shift[:, :, None, None], x, scale[:, :, None, None])
 
 
