@@ -16,6 +16,7 @@ from retinanet.modeling.loss import RetinaNetLoss
 from retinanet.modeling.postprocess import postprocess
 from retinanet.modeling.retinanet import RetinaNet
 from retinanet.structures import Batch, Detections, HeadOutputs
+from retinanet.utils.distributed import world_size
 
 
 def build_model(cfg) -> RetinaNet:
@@ -81,11 +82,17 @@ def build_conv(cfg, part: str) -> Callable[..., Conv2d]:
 
 
 def norm_options(cfg, norm: str) -> dict:
-    """Return `MODEL.NORM_OPTIONS` of the norm as keyword arguments; a norm without an entry there has none."""
+    """Return `MODEL.NORM_OPTIONS` of the norm as keyword arguments; a norm without an entry there has none.
+
+    A norm that asks for it also gets the images of one micro-batch of one process.
+    """
     if not norm:
         return {}
     node = getattr(NORMS[norm], "options_of", norm)
-    return {key.lower(): value for key, value in cfg.MODEL.NORM_OPTIONS.get(node, {}).items()}
+    options = {key.lower(): value for key, value in cfg.MODEL.NORM_OPTIONS.get(node, {}).items()}
+    if getattr(NORMS[norm], "takes_images_per_batch", False):
+        options["images_per_batch"] = max(1, cfg.SOLVER.IMS_PER_BATCH // world_size())
+    return options
 
 
 def build_loss(cfg) -> RetinaNetLoss:

@@ -11,6 +11,8 @@ float32, and it has:
 - `folds_in_training`: True when `folded()` holds in training mode too, because x never enters the statistics.
 - `has_statistics`: True when it keeps running statistics of its input, so that levels must not share one.
 - `conv_kind`: the kind of convolution that its paper puts before it, a key of `retinanet.layers.conv.CONVS`.
+- `takes_images_per_batch`, only where it is True: the constructor also gets `images_per_batch`, the images of one
+  micro-batch of one process, which set the length of a window.
 - `options_of`, only where it differs from its own name: the norm whose `MODEL.NORM_OPTIONS` it takes.
 """
 

@@ -55,6 +55,7 @@ class MABN(nn.Module):
     has_statistics = True
     folds_in_training = False
     conv_kind = "centralized"
+    takes_images_per_batch = True
 
     def __init__(
         self,
@@ -123,7 +124,7 @@ class MABN(nn.Module):
     def _refilled(self, saved: Tensor, iters: Tensor | None, name: str) -> Tensor:
         """Return a window of this layer's length whose rows are the mean of the rows in use of `saved`."""
         in_use = len(saved) if iters is None else min(len(saved), int(iters))
-        _log.warning("%s has %d rows, this model %d: each is filled with their mean", name, len(saved), self.window)
+        _log.info("%s has %d rows, this model %d: each is filled with their mean", name, len(saved), self.window)
         return (saved.sum(0) / max(1, in_use)).expand(self.window, -1).clone()
 
     def extra_repr(self) -> str:
