@@ -11,7 +11,6 @@ channels_last), `var_mean` 12 and `addcmul` 1.1. Elsewhere the same is written a
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -70,7 +69,8 @@ def channel_affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     if not _has_kernels(x):
         return torch.addcmul(shift.view(1, -1, 1, 1), x, scale.view(1, -1, 1, 1))
     zero, one = torch.zeros_like(scale), torch.ones_like(scale)
-    return F.batch_norm(x, zero, one, scale, shift, training=False, eps=0.0)
+    # Not `F.batch_norm`, which refuses an eps of 0 in torch 2.11 although its kernel does not.
+    return torch.batch_norm(x, scale, shift, zero, one, False, 0.0, 0.0, False)
 
 
 def image_affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
