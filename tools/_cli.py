@@ -32,12 +32,15 @@ def parse(made: argparse.ArgumentParser, argv: list[str] | None = None) -> argpa
     return made.parse_intermixed_args(argv)
 
 
-def load(args: argparse.Namespace, check: bool = True):
-    """Return `(cfg, warnings)` of `--config` and the `KEY VALUE` pairs, checked before any work starts."""
+def load(args: argparse.Namespace, training: bool = True):
+    """Return `(cfg, warnings)` of `--config` and the `KEY VALUE` pairs, checked before any work starts.
+
+    `training` False leaves out the rules that matter to training alone.
+    """
     if not args.config:
         raise UserError("--config FILE is missing; the files in configs/ are ready to use")
     cfg = load_config(args.config, args.opts)
-    return cfg, check_config(cfg) if check else []
+    return cfg, check_config(cfg, training)
 
 
 def run(main) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import _cli
 
-from retinanet.config.check import check_config
 from retinanet.config.load import load_config_text
 from retinanet.engine.coco_json import ground_truth, results, write_json
 from retinanet.engine.coco_metrics import coco_metrics, format_metrics, format_per_class
@@ -37,16 +36,9 @@ def main(argv: list[str] | None = None) -> None:
         score_model(args)
 
 
-def load(args: argparse.Namespace):
-    """Return the configuration, checked for what does not concern training alone."""
-    cfg, _ = _cli.load(args, check=False)
-    check_config(cfg, training=False)
-    return cfg
-
-
 def score_file(args: argparse.Namespace) -> None:
     """Score `--predictions` against `--annotations` or the one data set of the configuration."""
-    cfg = load_config_text("", "", args.opts) if args.annotations and not args.config else load(args)
+    cfg = load_config_text("", "", args.opts) if args.annotations and not args.config else _cli.load(args, training=False)[0]
     name, annotations = Path(args.annotations or "").stem, args.annotations
     if annotations is None:
         from retinanet.data.catalog import load_catalog
@@ -73,7 +65,7 @@ def score_model(args: argparse.Namespace) -> None:
     from retinanet.modeling.build import build_postprocess
     from retinanet.utils import distributed
 
-    cfg = load(args)
+    cfg, _ = _cli.load(args, training=False)
     if not cfg.DATASETS.TEST:
         raise UserError("DATASETS.TEST: is empty; name a data set of DATASETS.CATALOG")
     if args.output and len(cfg.DATASETS.TEST) > 1:

@@ -50,7 +50,7 @@ def main() -> None:
     start_logging(folder if distributed.is_main() else None, console=distributed.is_main())
     log = get_logger()
     text, recipe = dump_config(cfg), batch_recipe(cfg)
-    log.info("configuration:\n%s", text)
+    log.debug("configuration:\n%s", text)
     for line in [*warnings, *recipe.reasons]:
         log.info("%s", line)
     set_seed(cfg.SEED, cfg.DETERMINISTIC)

@@ -7,6 +7,7 @@ name and renamed, so a killed process leaves the older files untouched. PyTorch'
 record; `read_checkpoint` verifies all of them before it trusts a file.
 """
 
+import contextlib
 import errno
 import logging
 import os
@@ -38,7 +39,8 @@ def write_atomically(path: Path, write) -> None:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as RuntimeError
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it may never have been made, below a parent that is a file
+            partial.unlink()
         if isinstance(error, RuntimeError) and "write" not in str(error):
             raise
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, None)

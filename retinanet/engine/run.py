@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import yaml
 
-from retinanet.data.catalog import build_dataset
+from retinanet.data.catalog import Concatenated, build_dataset
 from retinanet.data.coco import CocoDataset
 from retinanet.engine.checkpoint import Checkpointer
 from retinanet.engine.ema import model_ema
@@ -17,7 +17,7 @@ from retinanet.engine.train import Trainer
 from retinanet.errors import UserError
 from retinanet.modeling.build import build_loss, build_model
 from retinanet.utils import distributed
-from retinanet.weights.load import load_weights
+from retinanet.weights.load import build_weights
 
 _log = logging.getLogger(__name__)
 
@@ -40,20 +40,20 @@ def set_seed(seed: int, deterministic: bool) -> None:
     torch.backends.cudnn.benchmark = not deterministic
 
 
-def build_datasets(cfg) -> tuple[CocoDataset, list[CocoDataset]]:
-    """Return the training set and the evaluation sets; their categories must agree.
+def build_datasets(cfg) -> tuple[CocoDataset | Concatenated, list[CocoDataset]]:
+    """Return the training set (all of `DATASETS.TRAIN` as one) and the evaluation sets; their categories must agree.
 
     Raises `UserError` for a set that is missing or empty, for categories that differ between the sets, and for a
     `MODEL.NUM_CLASSES` that contradicts the training set: all of it before any long work.
     """
-    if len(cfg.DATASETS.TRAIN) == 0:
-        raise UserError("DATASETS.TRAIN: is empty; name a data set of DATASETS.CATALOG")
-    train, *tests = [build_dataset(cfg, name) for name in (cfg.DATASETS.TRAIN[0], *cfg.DATASETS.TEST)]
+    train = build_dataset(cfg, cfg.DATASETS.TRAIN)
+    tests = [build_dataset(cfg, name) for name in cfg.DATASETS.TEST]
     for test in tests:
-        if test.category_ids != train.category_ids:
+        ours, theirs = ([f"{row['id']} {row['name']}" for row in class_list(each)] for each in (train, test))
+        if ours != theirs:
             raise UserError(
-                f"{test.name} has the category ids {_short(test.category_ids)}, {train.name} has "
-                f"{_short(train.category_ids)}; training and evaluation need the same categories"
+                f"{test.name} has the categories {_short(theirs)}, {train.name} has {_short(ours)}; training and "
+                "evaluation need the same ids and names"
             )
     return train, tests
 
@@ -90,7 +90,7 @@ def build_trainer(cfg, device: torch.device, class_names: list[str], pretrained:
     """Return model, loss and optimizer on `device`, with `MODEL.WEIGHTS` loaded unless `pretrained` is False."""
     model = build_model(cfg)
     if cfg.MODEL.WEIGHTS and pretrained:
-        load_weights(model, cfg, class_names)
+        build_weights(cfg, model, class_names)
     model.to(device)
     if cfg.SOLVER.CHANNELS_LAST:
         model.to(memory_format=torch.channels_last)

@@ -13,15 +13,14 @@ from torch.optim import SGD
 from torch.optim.swa_utils import AveragedModel
 
 from retinanet.engine.checkpoint import Checkpointer
+from retinanet.engine.evaluate import autocast
 from retinanet.engine.optim import Schedule, set_lr
 from retinanet.engine.progress import Progress
-from retinanet.layers.norm import sync_statistics
+from retinanet.layers.norm import set_loss_scale, sync_statistics
 from retinanet.modeling.loss import RetinaNetLoss
 from retinanet.modeling.retinanet import RetinaNet
 from retinanet.structures import Batch
 from retinanet.utils import distributed
-
-AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
@@ -78,18 +77,20 @@ def train_step(trainer: Trainer, batches: list[Batch]) -> dict[str, Tensor]:
     them does not. When a loss or the gradient norm is not finite the optimizer leaves the weights as they are.
     """
     model, loss_fn = trainer.model, trainer.loss
-    device, dtype = batches[0].images.device, AMP_DTYPES[trainer.amp]
+    device = batches[0].images.device
     assigned = []
     for batch in batches:
         anchors = model.anchors(tuple(batch.images.shape[-2:]), device)
         assigned.append(loss_fn.assign(anchors, batch.gt_boxes, batch.gt_labels))
     num_fg = torch.cat([assignment.num_fg for assignment in assigned])
     # DDP averages gradients over the processes, so each of them divides by its share of the global normalizer
-    divisor = loss_fn.divisor(num_fg, distributed.all_reduce_sum) / distributed.world_size()
+    divisor = loss_fn.divisor(distributed.all_reduce_sum(loss_fn.count(num_fg))) / distributed.world_size()
+    if trainer.scaler:  # a norm that stores gradients (MABN) stores them unscaled; `scale` gives the factor unread
+        set_loss_scale(model, trainer.scaler.scale(torch.ones((), device=device)))
     totals = {"loss_cls": 0.0, "loss_box": 0.0}
     for index, (batch, assignment) in enumerate(zip(batches, assigned, strict=True)):
         with distributed.no_gradient_sync(trainer.net, index + 1 < len(batches)):
-            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            with autocast(device, trainer.amp):
                 outputs = trainer.net(model.normalize(batch.images, batch.image_sizes))
             losses = loss_fn(outputs, batch.gt_boxes, batch.gt_labels, assignment, divisor)
             total = losses["loss_cls"] + losses["loss_box"]

@@ -5,7 +5,17 @@ import logging
 import sys
 from pathlib import Path
 
+from tqdm import tqdm
+
 _FORMAT = logging.Formatter("%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S")
+
+
+class _Console(logging.Handler):
+    """Writes above a progress bar that may be at the bottom of the screen."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()  # a log that is piped into a file or another program shows up at once
 
 
 def get_logger() -> logging.Logger:
@@ -16,15 +26,15 @@ def get_logger() -> logging.Logger:
 def start_logging(folder: Path | None = None, console: bool = True) -> None:
     """Send the project's log to the console and, appended, to `folder`/log.txt; calling again replaces both.
 
-    Processes other than the first of a job pass `console=False` and no folder: only their warnings are shown.
+    The file also gets what is too long for the console, at the level DEBUG, such as the whole configuration. Processes other than the first of a job pass `console=False` and no folder: only their warnings are shown.
     """
     logger = get_logger()
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.DEBUG)
     logger.propagate = False
     for old in list(logger.handlers):
         logger.removeHandler(old)
         old.close()
-    screen = logging.StreamHandler(sys.stdout)
+    screen = _Console()
     screen.setLevel(logging.INFO if console else logging.WARNING)
     handlers = [screen]
     if folder is not None:

@@ -87,3 +87,9 @@ def test_foreign_files_are_refused_with_a_reason(tmp_path, content, message):
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match="no such checkpoint"):
         read_checkpoint(tmp_path / "nothing.pth")
+
+
+def test_a_folder_that_is_a_file_is_named(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        write_checkpoint(tmp_path / "run" / "a.pth", state(1))
