@@ -14,6 +14,8 @@ sys.path.insert(0, str(ROOT))
 from retinanet.config.check import check_config  # noqa: E402
 from retinanet.config.load import load_config  # noqa: E402
 from retinanet.errors import UserError  # noqa: E402
+from retinanet.layers.norm import NORMS  # noqa: E402
+from retinanet.modeling.backbone import BACKBONES  # noqa: E402
 
 
 def parser(description: str, examples: str, config: bool = True) -> argparse.ArgumentParser:
@@ -40,7 +42,7 @@ def load(args: argparse.Namespace, training: bool = True):
     if not args.config:
         raise UserError("--config FILE is missing; the files in configs/ are ready to use")
     cfg = load_config(args.config, args.opts)
-    return cfg, check_config(cfg, training)
+    return cfg, check_config(cfg, training, NORMS, BACKBONES)
 
 
 def run(main) -> None:

@@ -38,7 +38,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def score_file(args: argparse.Namespace) -> None:
     """Score `--predictions` against `--annotations` or the one data set of the configuration."""
-    cfg = load_config_text("", "", args.opts) if args.annotations and not args.config else _cli.load(args, training=False)[0]
+    alone = args.annotations and not args.config
+    cfg = load_config_text("", "", args.opts) if alone else _cli.load(args, training=False)[0]
     name, annotations = Path(args.annotations or "").stem, args.annotations
     if annotations is None:
         from retinanet.data.catalog import load_catalog

@@ -2,7 +2,7 @@
 
 import _cli
 
-from retinanet.config.check import check_world_size
+from retinanet.config.check import check_device, check_world_size
 from retinanet.config.load import dump_config
 from retinanet.config.recipe import batch_recipe
 from retinanet.data.loader import build_train_loader
@@ -39,7 +39,8 @@ def main() -> None:
     cfg, warnings = _cli.load(args)
     device = choose_device(cfg.DEVICE)
     distributed.start(device.type)
-    check_world_size(cfg, distributed.world_size())
+    warnings += check_device(cfg, device.type) if cfg.DEVICE == "auto" else []
+    warnings += check_world_size(cfg, distributed.world_size())
     folder = output_folder(cfg)
     checkpointer = Checkpointer(folder, cfg.SOLVER.CHECKPOINT_KEEP)
     if checkpointer.existing() and not args.resume:

@@ -26,7 +26,8 @@ def get_logger() -> logging.Logger:
 def start_logging(folder: Path | None = None, console: bool = True) -> None:
     """Send the project's log to the console and, appended, to `folder`/log.txt; calling again replaces both.
 
-    The file also gets what is too long for the console, at the level DEBUG, such as the whole configuration. Processes other than the first of a job pass `console=False` and no folder: only their warnings are shown.
+    The file also gets what is too long for the console, at the level DEBUG, such as the whole configuration. Processes
+    other than the first of a job pass `console=False` and no folder: only their warnings are shown.
     """
     logger = get_logger()
     logger.setLevel(logging.DEBUG)
