@@ -1,0 +1,37 @@
+"""Write the synthetic data set: images and COCO json of training and validation."""
+
+from pathlib import Path
+
+import _cli
+
+from retinanet.data.synthetic import write_dataset
+
+EXAMPLES = """  python tools/make_synthetic.py
+  python tools/make_synthetic.py --output /data/shapes --train 2000 --val 500 --size 480 640 --seed 1"""
+DEFAULT = _cli.ROOT / "datasets" / "synthetic"
+
+
+def main() -> None:
+    parser = _cli.parser(__doc__, EXAMPLES, config=False)
+    flag = parser.add_argument
+    flag("--output", metavar="DIR", type=Path, default=DEFAULT, help=f"folder to write (default {DEFAULT})")
+    flag("--train", type=int, default=320, metavar="N", help="images to train on (default %(default)s)")
+    flag("--val", type=int, default=80, metavar="N", help="images to evaluate on (default %(default)s)")
+    flag("--size", nargs=2, type=int, default=(128, 160), metavar=("H", "W"), help="pixels (default 128 160)")
+    flag("--seed", type=int, default=0, metavar="S", help="other seeds give other images (default %(default)s)")
+    args = parser.parse_args()
+    output = args.output.expanduser().resolve()
+    print(f"writing {args.train} + {args.val} images of {args.size[0]} x {args.size[1]} pixels")
+    for split, count in (("train", args.train), ("val", args.val)):
+        print(f"  {write_dataset(output, split, count, tuple(args.size), args.seed)}")
+    if output != DEFAULT:
+        print(f"entries for a catalog (DATASETS.CATALOG):\n{_catalog(output)}")
+
+
+def _catalog(output: Path) -> str:
+    entry = "{name}_{split}:\n  images: {output}/{split}\n  annotations: {output}/annotations/{split}.json"
+    return "\n".join(entry.format(name=output.name, split=split, output=output) for split in ("train", "val"))
+
+
+if __name__ == "__main__":
+    _cli.run(main)
