@@ -98,10 +98,10 @@ def test_clip_equals_torchvision():
 
 def test_caffe2_detectron_boxes():
     arrays = reference("caffe2/boxes")
-    boxes, gt = arrays["bt_boxes"], arrays["bo_gt"]
+    boxes, deltas, gt = arrays["bt_boxes"], arrays["bt_deltas"], arrays["bo_gt"]
     torch.testing.assert_close(pairwise_iou(boxes, gt, plus_one=True), arrays["bo_iou"], rtol=0, atol=1e-7)
     torch.testing.assert_close(encode(gt, boxes[:7], plus_one=True), arrays["bi_targets"], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(decode(arrays["bt_deltas"], boxes, plus_one=True), arrays["bt_pred"], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(decode(deltas, boxes, plus_one=True), arrays["bt_pred"], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("project", ["detectron2", "torchvision"])
