@@ -18,7 +18,15 @@ from torch import Tensor, nn
 
 from retinanet.layers.norm.est_bn import EPS, EstBN, over_batch
 from retinanet.layers.norm.group_norm import check_groups, group_norm
-from retinanet.layers.norm.reduce import channel_affine, image_affine, image_moments, image_sums, laid_out_as, wide
+from retinanet.layers.norm.reduce import (
+    channel_affine,
+    image_affine,
+    image_moments,
+    image_sums,
+    laid_out_as,
+    narrow,
+    wide,
+)
 
 RATE = 0.1  # update rate of the running statistics when the batch half is BN (torch's default, as in the authors' code)
 
@@ -96,6 +104,10 @@ class ChannelNorm(nn.Module):
     weight, bias: (1, G, 1), per group. It is what is left of a BCN whose batch half is folded into the convolution.
     """
 
+    has_statistics = False
+    folds_in_training = False
+    conv_kind = "standardized"
+
     def __init__(self, weight: Tensor, bias: Tensor, eps: float = 1e-5):
         super().__init__()
         self.weight, self.bias, self.eps = weight, bias, eps
@@ -104,6 +116,9 @@ class ChannelNorm(nn.Module):
         """Return x normalized in float32, in its own dtype."""
         weight, bias = _per_channel(self.weight, x.shape[1]), _per_channel(self.bias, x.shape[1])
         return group_norm(x, weight, bias, self.weight.shape[1], self.eps)
+
+    def folded(self) -> tuple[None, None, nn.Module]:
+        return None, None, self
 
 
 class _Normalize(torch.autograd.Function):
@@ -121,7 +136,7 @@ class _Normalize(torch.autograd.Function):
         gain = _per_channel(weight, x.shape[1])
         scale = gain * inverse * slope
         at_mean = gain * centre + _per_channel(bias, x.shape[1])
-        return image_affine(wide(x), scale, at_mean - scale * moments[0]).to(x.dtype)
+        return narrow(image_affine(wide(x), scale, at_mean - scale * moments[0]), x.dtype)
 
     @staticmethod
     def backward(ctx, grad_y):

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retinanet.errors import UserError
-from retinanet.layers.norm.reduce import channel_affine, channel_squares, channel_sums, laid_out_as, wide
+from retinanet.layers.norm.reduce import channel_affine, channel_squares, channel_sums, laid_out_as, narrow, wide
 
 _log = logging.getLogger(__name__)
 FIXED_ITERS = 1000  # iterations with r = 1, while the running average settles (authors' code)
@@ -145,7 +145,7 @@ class _Normalize(torch.autograd.Function):
         ctx.save_for_backward(x, weight, step)
         ctx.buffer_gz, ctx.loss_scale = buffer_gz, loss_scale
         inverse, r = step[0], step[1]
-        return channel_affine(wide(x), weight * r * inverse, bias.to(step)).to(x.dtype)
+        return narrow(channel_affine(wide(x), weight * r * inverse, bias.to(step)), x.dtype)
 
     @staticmethod
     def backward(ctx, grad_y):

@@ -27,6 +27,14 @@ def channel_squares(x: Tensor) -> Tensor:
     return channel_sums(wide(x), wide(x))[1]
 
 
+def narrow(y: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return y in `dtype`, without an operation when it has it already.
+
+    torch 2.11 compiles a Function whose result is a conversion to the dtype that it has into gradients of zero.
+    """
+    return y if y.dtype == dtype else y.to(dtype)
+
+
 def channel_sums(g: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return sum(g) and sum(g * x) over N, H and W, (C,) each, of two (N, C, H, W) tensors."""
     if not _has_kernels(x):
