@@ -45,6 +45,11 @@ class Conv2d(nn.Module):
         self.norm = norm
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
 
+    @property
+    def takes_level(self) -> bool:
+        """Whether `forward` needs the level of its input, for a norm that keeps statistics per level."""
+        return getattr(self.norm, "takes_level", False)
+
     def effective_weight(self) -> Tensor:
         """Return the weight (out, in / groups, kernel, kernel) that convolves, before any norm is folded in."""
         return self.weight

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retinanet.layers.conv import Conv2d
-from retinanet.layers.norm import PerLevelNorm
 
 
 class Head(nn.Module):
@@ -51,7 +50,7 @@ def _run(convs: list[Conv2d], features: list[Tensor]) -> list[Tensor]:
     outputs = []
     for level, x in enumerate(features):
         for conv, ready in zip(convs[:-1], prepared[:-1], strict=True):
-            x = F.relu_(conv(x, level if isinstance(conv.norm, PerLevelNorm) else None, ready))
+            x = F.relu_(conv(x, level if conv.takes_level else None, ready))
         outputs.append(convs[-1](x, None, prepared[-1]))
     return outputs
 

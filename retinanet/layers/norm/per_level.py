@@ -19,6 +19,7 @@ class PerLevelNorm(nn.Module):
 
     has_statistics = True
     folds_in_training = False
+    takes_level = True
 
     def __init__(self, make: Callable[[], nn.Module], num_levels: int = 5):
         super().__init__()
