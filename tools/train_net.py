@@ -1,5 +1,8 @@
 """Train a RetinaNet from a configuration, evaluate it, and leave everything in OUTPUT_DIR."""
 
+import signal
+import sys
+
 import _cli
 
 from retinanet.config.check import check_device, check_world_size
@@ -84,7 +87,8 @@ def main() -> None:
     progress.close()
     distributed.stop()
     if not finished:
-        raise KeyboardInterrupt
+        log.info("%s: saved at iteration %d; --resume goes on from there", request.name, trainer.iteration)
+        sys.exit(128 + signal.Signals[request.name])
     log.info("finished: everything is in %s", folder)
 
 

@@ -1,0 +1,205 @@
+"""tools/train_net.py as a user runs it: it trains, evaluates, resumes to the same weights, and explains mistakes."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from retinanet.data.synthetic import write_dataset
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = [
+    *("MODEL.FPN.CHANNELS", "16", "MODEL.HEAD.NUM_CONVS", "1", "MODEL.NORM_OPTIONS.GN.GROUPS", "4"),
+    *("INPUT.MIN_SIZE_TRAIN", "64", "INPUT.MIN_SIZE_TEST", "64", "SOLVER.IMS_PER_BATCH", "4"),
+    *("SOLVER.REFERENCE_BATCH", "0", "SOLVER.WARMUP_ITERS", "2", "SOLVER.LOG_PERIOD", "3", "TEST.EVAL_PERIOD", "0"),
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """A catalog with a synthetic training set of 12 and an evaluation set of 6 images."""
+    folder = tmp_path_factory.mktemp("data")
+    for split, count in (("train", 12), ("val", 6)):
+        write_dataset(folder, split, count, size=(64, 80))
+    (folder / "catalog.yaml").write_text(
+        "synthetic_train: {images: train, annotations: annotations/train.json}\n"
+        "synthetic_val: {images: val, annotations: annotations/val.json}\n"
+    )
+    return folder
+
+
+def command(data: Path, output: Path, *extra: str) -> list[str]:
+    return [
+        *(sys.executable, str(ROOT / "tools/train_net.py"), "--config", "configs/quickstart.yaml", *TINY),
+        *("DATASETS.CATALOG", str(data / "catalog.yaml"), "OUTPUT_DIR", str(output), *extra),
+    ]
+
+
+def run(arguments: list[str], **kwargs) -> subprocess.CompletedProcess:
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=300, **kwargs)
+
+
+def weights(folder: Path, iteration: int) -> dict:
+    return torch.load(folder / f"checkpoint_{iteration:07d}.pth", weights_only=True)
+
+
+def lines(folder: Path) -> list[dict]:
+    """The lines of metrics.jsonl without what depends on the clock."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("images_per_s", "data_wait")} for row in rows]
+
+
+def assert_same_run(one: Path, other: Path, iteration: int) -> None:
+    first, second = weights(one, iteration), weights(other, iteration)
+    torch.testing.assert_close(first["model"], second["model"], rtol=0, atol=0)
+    torch.testing.assert_close(first["optimizer"]["state"], second["optimizer"]["state"], rtol=0, atol=0)
+    assert lines(one) == lines(other)
+
+
+def test_a_run_leaves_all_that_the_readme_names(data, tmp_path):
+    done = run(command(data, tmp_path / "run", "SOLVER.MAX_ITER", "6"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "run"
+    for name in ("config.yaml", "log.txt", "metrics.jsonl", "checkpoint_0000006.pth", "best.pth"):
+        assert (out / name).stat().st_size > 0, name
+    assert (out / "last_checkpoint").read_text().strip() == "checkpoint_0000006.pth"
+    assert list(out.glob("events.out.tfevents.*"))
+    metrics = json.loads((out / "inference/synthetic_val/metrics.json").read_text())
+    assert {"AP", "AP50", "AR100", "precision", "recall", "per_class"} <= set(metrics)
+    assert isinstance(json.loads((out / "inference/synthetic_val/predictions.json").read_text()), list)
+    rows = [row for row in lines(out) if "loss" in row]
+    assert [row["iteration"] for row in rows] == [3, 6]
+    assert {"lr", "loss", "loss_cls", "loss_box", "grad_norm"} <= set(rows[0])
+
+
+def test_a_resumed_run_equals_one_that_was_not_interrupted(data, tmp_path):
+    options = ["SOLVER.MAX_ITER", "8", "SOLVER.EMA_DECAY", "0.9", "SOLVER.ACCUMULATE", "2"]
+    assert run(command(data, tmp_path / "whole", *options)).returncode == 0
+    # 8 steps in two parts, the first ending inside a window of the log
+    first = command(data, tmp_path / "parts", *options, "SOLVER.CHECKPOINT_PERIOD", "4", "DATALOADER.NUM_WORKERS", "0")
+    process = subprocess.Popen(first, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (tmp_path / "parts/checkpoint_0000004.pth").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    for late in (tmp_path / "parts").glob("checkpoint_0000008.pth"):
+        late.unlink()  # the machine was faster than the signal
+    resumed = run(command(data, tmp_path / "parts", *options, "--resume"))
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_run(tmp_path / "whole", tmp_path / "parts", 8)
+
+
+def test_a_signal_saves_and_stops_and_the_run_goes_on(data, tmp_path):
+    options = ["SOLVER.MAX_ITER", "200", "SOLVER.LOG_PERIOD", "1"]
+    process = subprocess.Popen(command(data, tmp_path / "run", *options), stdout=subprocess.DEVNULL)
+    while not (tmp_path / "run/metrics.jsonl").exists() or not (tmp_path / "run/metrics.jsonl").read_text():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    saved = sorted((tmp_path / "run").glob("checkpoint_*.pth"))
+    assert len(saved) == 1
+    iteration = int(saved[0].stem.split("_")[1])
+    more = [*options[2:], "SOLVER.MAX_ITER", str(iteration + 2), "--resume"]
+    more = run(command(data, tmp_path / "run", *more))
+    assert more.returncode == 0, more.stderr
+    assert [row["iteration"] for row in lines(tmp_path / "run") if "loss" in row] == list(range(1, iteration + 3))
+
+
+def test_accumulation_equals_the_big_batch(data, tmp_path):
+    for name, batch, accumulate in (("big", "4", "1"), ("small", "2", "2")):
+        done = run(
+            command(
+                *(data, tmp_path / name, "SOLVER.IMS_PER_BATCH", batch, "SOLVER.ACCUMULATE", accumulate),
+                *("SOLVER.MAX_ITER", "3", "INPUT.MIN_SIZE_TRAIN", "64", "INPUT.MAX_SIZE_TRAIN", "80"),
+            )
+        )
+        assert done.returncode == 0, done.stderr
+    big, small = weights(tmp_path / "big", 3)["model"], weights(tmp_path / "small", 3)["model"]
+    torch.testing.assert_close(big, small, rtol=1e-4, atol=1e-5)
+
+
+def test_a_new_run_does_not_overwrite_an_old_one(data, tmp_path):
+    assert run(command(data, tmp_path / "run", "SOLVER.MAX_ITER", "2")).returncode == 0
+    again = run(command(data, tmp_path / "run", "SOLVER.MAX_ITER", "2"))
+    assert again.returncode == 2
+    assert "--resume" in again.stderr
+
+
+def test_resuming_another_model_is_refused_by_its_key(data, tmp_path):
+    assert run(command(data, tmp_path / "run", "SOLVER.MAX_ITER", "2")).returncode == 0
+    other = run(command(data, tmp_path / "run", "SOLVER.MAX_ITER", "4", "MODEL.FPN.CHANNELS", "32", "--resume"))
+    assert (other.returncode, other.stderr.count("\n")) == (2, 1), other.stderr
+    assert "MODEL.FPN.CHANNELS 16" in other.stderr
+
+
+MISTAKES = [
+    (["SOLVER.BASE_LRR", "0.1"], "SOLVER.BASE_LR"),
+    (["SOLVER.BASE_LR", "fast"], "'fast'"),
+    (["DATASETS.TRAIN", "synthetic_tain"], "synthetic_train"),
+    (["MODEL.NUM_CLASSES", "3"], "MODEL.NUM_CLASSES: is 3"),
+    (["MODEL.WEIGHTS", "nowhere.pth"], "nowhere.pth"),
+    (["MODEL.BACKBONE.NORM", "GroupNrom"], "GN"),
+    (["DEVICE", "cuda"], "DEVICE cpu"),
+    (["OUTPUT_DIR", "/proc/nothing"], "/proc/nothing"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "named"), MISTAKES, ids=[" ".join(pair[0]) for pair in MISTAKES])
+def test_a_mistake_ends_with_status_2_and_one_message(data, tmp_path, arguments, named):
+    if arguments == ["DEVICE", "cuda"] and torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    done = run(command(data, tmp_path / "run", "SOLVER.MAX_ITER", "2", *arguments))
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert named in done.stderr
+
+
+def broken(data: Path, folder: Path, change) -> Path:
+    """A catalog whose training json went through `change`."""
+    content = json.loads((data / "annotations/train.json").read_text())
+    change(content)
+    (folder / "train.json").write_text(json.dumps(content))
+    (folder / "catalog.yaml").write_text(
+        f"synthetic_train: {{images: {data / 'train'}, annotations: train.json}}\n"
+        f"synthetic_val: {{images: {data / 'val'}, annotations: {data / 'annotations/val.json'}}}\n"
+    )
+    return folder
+
+
+def no_images(content):
+    content["images"], content["annotations"] = [], []
+
+
+def missing_image(content):
+    content["images"][0]["file_name"] = "gone.jpg"
+
+
+@pytest.mark.parametrize(("change", "named"), [(no_images, "train.json"), (missing_image, "gone.jpg")])
+def test_bad_data_ends_with_status_2_and_its_name(data, tmp_path, change, named):
+    done = run(command(broken(data, tmp_path, change), tmp_path / "run", "SOLVER.MAX_ITER", "4"))
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert named in done.stderr
+
+
+def test_missing_coco_says_what_is_missing_and_what_to_do(tmp_path):
+    (tmp_path / "catalog.yaml").write_text(
+        "coco_2017_train: {images: coco/train2017, annotations: coco/annotations/instances_train2017.json}\n"
+        "coco_2017_val: {images: coco/val2017, annotations: coco/annotations/instances_val2017.json}\n"
+    )
+    done = run(
+        [
+            *(sys.executable, str(ROOT / "tools/train_net.py"), "--config", "configs/retinanet_R50_gn_fpn.yaml"),
+            *("DATASETS.CATALOG", str(tmp_path / "catalog.yaml"), "OUTPUT_DIR", str(tmp_path / "run")),
+        ]
+    )
+    assert done.returncode == 2, done.stderr
+    assert "train2017" in done.stderr
+    assert "make demo" in done.stderr
