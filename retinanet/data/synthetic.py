@@ -31,6 +31,9 @@ _SMALLEST = 16.0  # pixels, mean side of the smallest object
 _EMPTY_SHARE, _CROWD_SHARE = 0.06, 0.1  # of the images
 _MOST_OBJECTS = 7
 _TRIES = 8  # places tried for an object before it is given up
+# BGR means of the classes' colours, each hidden by a deviation of 55: a hint, as the colour of a real class is
+_COLORS = ((60, 60, 200), (200, 120, 50), (70, 180, 90), (60, 190, 210), (190, 70, 170), (220, 220, 220))
+_LEAST_CONTRAST = 50.0  # between the mean colour of an object and that of what lies under it
 _LEAST_VISIBLE = 0.5  # share of an object's pixels that neither border nor later objects may take
 
 
@@ -45,7 +48,7 @@ class Thing(NamedTuple):
 
 def render(generator: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, list[Thing]]:
     """Return an image (H, W, 3) uint8 BGR of `size` (height, width) and what is on it, from `generator` alone."""
-    canvas = _Canvas(_texture(generator, size, 12.0, 45.0))
+    canvas = _Canvas(_texture(generator, size, 12.0, 28.0))
     for _ in range(generator.integers(2, 7)):
         _draw_clutter(canvas, generator)
     if generator.random() >= _EMPTY_SHARE:
@@ -104,7 +107,7 @@ def _place_object(canvas: _Canvas, generator: np.random.Generator) -> None:
         mask, full_area = _shape_mask(canvas, generator, label, side, center)
         inside = mask >= 128
         if inside.sum() >= _LEAST_VISIBLE * full_area and canvas.leaves_others_visible(inside):
-            canvas.paint(mask, _fill(canvas, generator, inside))
+            canvas.paint(mask, _fill(canvas, generator, label, inside))
             canvas.own(inside, label, False, int(inside.sum()))
             return
 
@@ -119,7 +122,7 @@ def _place_crowd(canvas: _Canvas, generator: np.random.Generator) -> None:
     for _ in range(generator.integers(8, 15)):
         center = np.clip(generator.normal(middle, reach / 2), 4, (width - 5, height - 5))
         mask, _ = _shape_mask(canvas, generator, label, generator.uniform(8, 12), center)
-        canvas.paint(mask, _fill(canvas, generator, mask >= 128))
+        canvas.paint(mask, _fill(canvas, generator, label, mask >= 128))
         together |= mask >= 128
     canvas.own(together, label, True, int(together.sum()))
 
@@ -135,16 +138,14 @@ def _shape_mask(canvas: _Canvas, generator, label: int, side: float, center: np.
     return mask, int(max(areas[0] - sum(areas[1:]), 1))  # parts after the first are holes
 
 
-def _fill(canvas: _Canvas, generator, inside: np.ndarray) -> np.ndarray:
-    """Return (H, W, 3) paint: a colour away from what lies under `inside`, sometimes only a little, and a texture."""
+def _fill(canvas: _Canvas, generator, label: int, inside: np.ndarray) -> np.ndarray:
+    """Return (H, W, 3) paint: the colour that the class often has, kept off what lies under `inside`, with texture."""
     under = canvas.pixels[inside].mean(axis=0) if inside.any() else np.full(3, 128.0)
-    direction = generator.normal(size=3)
-    direction /= np.linalg.norm(direction) + 1e-6
-    color = under + direction * generator.uniform(45, 150)
-    if (color < 0).any() or (color > 255).any():
-        color = under - np.sign(under - 128) * np.abs(color - under)  # away from the end of the range
+    color = np.clip(np.array(_COLORS[label]) + generator.normal(0, 55, 3), 0, 255)
+    apart = np.linalg.norm(color - under) + 1e-3
+    color = under + (color - under) * max(_LEAST_CONTRAST / apart, 1)
     grain = generator.uniform(2, 14)
-    return np.clip(color, 0, 255).astype(np.float32) + _noise(generator, inside.shape, generator.uniform(2, 12), grain)
+    return color.astype(np.float32) + _noise(generator, inside.shape, grain, generator.uniform(2, 12))
 
 
 def _draw_clutter(canvas: _Canvas, generator: np.random.Generator) -> None:
