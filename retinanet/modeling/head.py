@@ -57,4 +57,4 @@ def _run(convs: list[Conv2d], features: list[Tensor]) -> list[Tensor]:
 
 def _flatten(x: Tensor, values: int) -> Tensor:
     """Return (N, A * values, H, W) as (N, H*W*A, values): a view when x is channels_last, a copy otherwise."""
-    return x.permute(0, 2, 3, 1).reshape(len(x), -1, values)
+    return x.permute(0, 2, 3, 1).unflatten(3, (-1, values)).flatten(1, 3)
