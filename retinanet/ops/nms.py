@@ -11,7 +11,8 @@ from torch import Tensor
 
 from retinanet.ops.boxes import pairwise_iou
 
-# Undecided boxes of an image that one round settles. 8 images of 5,000 candidates take 1 to 25 ms on two CPU cores.
+# Undecided boxes of an image that one round settles. 8 images of 5,000 candidates take 1.5 to 60 ms on one CPU core,
+# where a call of torchvision.ops.nms for each image and class takes 10 to 320.
 _BLOCK = 128
 
 
