@@ -122,7 +122,7 @@ class ChannelNorm(nn.Module):
 
 
 class _Normalize(torch.autograd.Function):
-    """Both halves at once. Saves x, the parameters, and vectors over (image, channel).
+    """Both halves at once. Saves x, weight, and vectors over (image, channel), which are written (N, G, K) here.
 
     moments: (2, N, C) mean and biased variance of x over H and W. used: (2, C) mean and variance of the batch half,
     constants for the gradient unless `by_batch`.
@@ -130,65 +130,44 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, bn_weight, bn_bias, weight, bias, moments, used, eps, by_batch):
-        ctx.save_for_backward(x, bn_weight, bn_bias, weight, moments, used)
-        ctx.eps, ctx.by_batch = eps, by_batch
-        slope, _, inverse, centre = _combine(moments, used, bn_weight, bn_bias, weight.shape[1], eps)
-        gain = _per_channel(weight, x.shape[1])
-        scale = gain * inverse * slope
-        at_mean = gain * centre + _per_channel(bias, x.shape[1])
-        return narrow(image_affine(wide(x), scale, at_mean - scale * moments[0]), x.dtype)
+        grouped = (weight.shape[1], -1)
+        mean, var = moments.view(2, len(x), *grouped).unbind()
+        off_batch = mean - used[0].view(grouped)
+        root = torch.rsqrt(used[1].view(grouped) + EPS)
+        slope = bn_weight.view(grouped) * root
+        u = torch.addcmul(bn_bias.view(grouped), slope, off_batch)  # the mean of u over one image and channel
+        off_group = u - u.mean(2, keepdim=True)
+        inverse = torch.rsqrt((slope.square() * var + off_group.square()).mean(2, keepdim=True) + eps)  # (N, G, 1)
+        centre, steep = inverse * off_group, inverse * slope  # v = steep * (x - mean) + centre
+        scale, at_mean = weight * steep, weight * centre + bias
+        ctx.save_for_backward(x, weight, mean, var, off_batch, root, slope, inverse, centre)
+        ctx.by_batch = by_batch
+        y = image_affine(wide(x), scale.flatten(1), (at_mean - scale * mean).flatten(1))
+        return narrow(y, x.dtype)
 
     @staticmethod
     def backward(ctx, grad_y):
-        x, bn_weight, bn_bias, weight, moments, used = ctx.saved_tensors
-        groups, size = weight.shape[1], x.shape[2] * x.shape[3]
-        slope, root, inverse, centre = _combine(moments, used, bn_weight, bn_bias, groups, ctx.eps)
-        wide_x = wide(x)
+        x, weight, mean, var, off_batch, root, slope, inverse, centre = ctx.saved_tensors
+        wide_x, size, steep = wide(x), x.shape[2] * x.shape[3], inverse * slope
         grad_y = laid_out_as(wide_x, wide(grad_y))
-        sums, products = image_sums(grad_y, wide_x, moments[0])
-        with_v = inverse * slope * products + centre * sums  # sum(grad_y * v) of each image and channel
-        gain = _per_channel(weight, x.shape[1])
-        # grad_u = inverse * (gain * grad_y - mean_g - mean_gv * v), the means over each group
-        mean_g, mean_gv = _group_mean(gain * sums, groups) / size, _group_mean(gain * with_v, groups) / size
-        sum_u = inverse * (gain * sums - size * (mean_g + mean_gv * centre))  # sum(grad_u)
-        sum_ux = inverse * (gain * products - size * mean_gv * inverse * slope * moments[1])  # sum(grad_u * (x - mean))
-        off_centre = moments[0] - used[0]
-        grad_bn_weight, grad_bn_bias = root * (sum_ux + off_centre * sum_u).sum(0), sum_u.sum(0)
-        by_x, constant = -mean_gv * (inverse * slope).square(), -inverse * slope * (mean_g + mean_gv * centre)
+        sums, products = (s.view_as(mean) for s in image_sums(grad_y, wide_x, mean.flatten(1)))
+        with_v = steep * products + centre * sums  # sum(grad_y * v) of each image and channel
+        # grad_u = inverse * (weight * grad_y - mean_g - mean_gv * v), the means over group, H and W
+        mean_g, mean_gv = (weight * s.mean(2, keepdim=True) / size for s in (sums, with_v))
+        at_centre = mean_g + mean_gv * centre
+        sum_u = inverse * (weight * sums - size * at_centre)  # sum(grad_u)
+        sum_ux = inverse * (weight * products - size * mean_gv * steep * var)  # sum(grad_u * (x - mean))
+        grad_bn_weight, grad_bn_bias = root * (sum_ux + off_batch * sum_u).sum(0), sum_u.sum(0)
+        by_x, constant = -mean_gv * steep.square(), -steep * at_centre
         if ctx.by_batch:  # batch norm's own: minus mean(grad_u) and minus mean(grad_u * z) * z, z = root * (x - mean)
-            count = len(x) * size
-            by_z = slope * root * grad_bn_weight / count
+            by_z = slope * root * grad_bn_weight / (len(x) * size)
             by_x = by_x - by_z
-            constant = constant - slope * grad_bn_bias / count - by_z * off_centre
-        grad_x = image_affine(grad_y, inverse * slope * gain, constant - by_x * moments[0])
-        grad_x = grad_x.addcmul_(wide_x, by_x[:, :, None, None]).to(x.dtype)
-        grads = (grad_bn_weight, grad_bn_bias, *(_group_sum(s.sum(0), groups) for s in (with_v, sums)))
-        return grad_x, *(grad.to(weight.dtype) for grad in grads), None, None, None, None
-
-
-def _combine(moments, used, bn_weight, bn_bias, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return slope, root (C,), inverse and centre (N, C) of both halves.
-
-    u = slope * (x - mean) + bn_bias with slope = bn_weight * root, root = 1 / sqrt(var + 1e-5). v = inverse * (u -
-    mean_g) with inverse = 1 / sqrt(var_g + eps); centre is the mean of v over one image and channel.
-    """
-    root = torch.rsqrt(used[1] + EPS)
-    slope = bn_weight * root
-    u = slope * (moments[0] - used[0]) + bn_bias
-    off_group = u - _group_mean(u, groups)
-    inverse = torch.rsqrt(_group_mean(slope.square() * moments[1] + off_group.square(), groups) + eps)
-    return slope, root, inverse, inverse * off_group
-
-
-def _group_mean(values: Tensor, groups: int) -> Tensor:
-    """Return (N, C), at every channel the mean of `values` (N, C) over its group."""
-    grouped = values.view(len(values), groups, -1)
-    return grouped.mean(2, keepdim=True).expand_as(grouped).reshape(values.shape)
-
-
-def _group_sum(values: Tensor, groups: int) -> Tensor:
-    """Return (1, G, 1), the sums of `values` (C,) over each group."""
-    return values.view(1, groups, -1).sum(2, keepdim=True)
+            constant = constant - slope * grad_bn_bias / (len(x) * size) - by_z * off_batch
+        grad_x = image_affine(grad_y, (weight * steep).flatten(1), (constant - by_x * mean).flatten(1))
+        grad_x.addcmul_(wide_x, by_x.flatten(1)[:, :, None, None])
+        grads = (grad_bn_weight.flatten(), grad_bn_bias.flatten())
+        grads += tuple(s.sum((0, 2)).view_as(weight) for s in (with_v, sums))
+        return grad_x.to(x.dtype), *(grad.to(weight.dtype) for grad in grads), None, None, None, None
 
 
 def _per_channel(values: Tensor, channels: int) -> Tensor:

@@ -71,15 +71,16 @@ class EstBN(nn.BatchNorm2d):
         """
         if self.variance == "official":
             var = var + (mean - self.running_mean).square()
-        finite = mean.isfinite().all() & var.isfinite().all()
+        batch, state = torch.stack([mean, var]), torch.stack([self.running_mean, self.running_var])
+        finite = batch.abs().amax() < torch.inf  # False for NaN too
         if self.update_rate is not None:
             self.num_batches_tracked.add_(finite)
             self.estbn_moving_speed.copy_(self._rate(self.num_batches_tracked))
-        for estimate, batch in ((self.running_mean, mean), (self.running_var, var)):
-            batch = torch.where(finite, batch, estimate).to(estimate)
-            estimate.lerp_(batch, self.estbn_moving_speed.to(estimate))
         # Stacked, which torch.compile does not recompute: in backward it would read the buffers as they are by then.
-        return torch.stack([self.running_mean, self.running_var])
+        state = torch.where(finite, state.lerp(batch.to(state), self.estbn_moving_speed.to(state)), state)
+        self.running_mean.copy_(state[0])
+        self.running_var.copy_(state[1])
+        return state
 
     def folded(self) -> tuple[Tensor | None, Tensor | None, nn.Module | None]:
         if self.training:
@@ -88,9 +89,10 @@ class EstBN(nn.BatchNorm2d):
         return scale, self.bias - self.running_mean * scale, None
 
     def _rate(self, step: Tensor) -> Tensor:
-        step = step.to(self.estbn_moving_speed).clamp(min=1)
-        floor = (self.decay_iters / step).clamp(max=1) if self.decay_iters else torch.ones_like(step)
-        return torch.maximum(1 / step, self.update_rate * floor)
+        floor, step = self.update_rate, step.clamp(min=1)
+        if self.decay_iters:
+            floor = floor * (self.decay_iters / step).clamp(max=1)
+        return (1 / step).clamp(min=floor)
 
     def _load_from_state_dict(self, state, prefix, *args) -> None:
         super()._load_from_state_dict(state, prefix, *args)
