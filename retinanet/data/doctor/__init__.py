@@ -8,11 +8,12 @@ Read in this order: `findings.py` (the kinds), `table.py` (any json -> arrays), 
 from retinanet.data.doctor.across import compare
 from retinanet.data.doctor.draft import Change
 from retinanet.data.doctor.examine import Report, Source, build_sources, examine, quick_check
-from retinanet.data.doctor.findings import KINDS, Finding, errors
-from retinanet.data.doctor.repair import repair
+from retinanet.data.doctor.findings import KINDS, SEVERITIES, Finding, errors
+from retinanet.data.doctor.repair import repair, write_repaired
 
 __all__ = [
     "KINDS",
+    "SEVERITIES",
     "Change",
     "Finding",
     "Report",
@@ -23,4 +24,5 @@ __all__ = [
     "examine",
     "quick_check",
     "repair",
+    "write_repaired",
 ]

@@ -23,12 +23,15 @@ def compare(train: Sequence[Report], test: Sequence[Report]) -> list[Finding]:
 
 def _unlisted(reports: Sequence[Report]) -> Iterator[Finding]:
     """Files that none of the sets of a folder names: training and validation set often share one."""
-    by_folder = defaultdict(list)
+    unlisted, listed = defaultdict(set), defaultdict(set)
     for report in reports:
         if report.presence is not None:
-            by_folder[os.path.realpath(report.source.images_dir)].append(set(report.presence.unlisted))
-    for folder, unlisted in by_folder.items():
-        names = sorted(set.intersection(*unlisted))
+            folder = os.path.realpath(report.source.images_dir)
+            unlisted[folder].update(report.presence.unlisted)
+            names = report.table.column("images", "file_name")
+            listed[folder].update(os.path.normpath(name) for name in names if is_file_name(name))
+    for folder in unlisted:
+        names = sorted(unlisted[folder] - listed[folder])
         if names:
             message = f"{len(names)} image files in {folder} are in no json and take no part"
             yield Finding("unlisted-file", message, len(names), examples=tuple(names[:SHOWN]))

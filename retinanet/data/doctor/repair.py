@@ -1,5 +1,8 @@
 """Repair what can be repaired without guessing what an annotator meant; `KINDS` says what is done about each kind."""
 
+import contextlib
+import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +50,23 @@ def repair(report: Report) -> list[Change]:
             done = "; ".join(map(str, draft.changes))
             raise UserError(f"{path}: cannot be repaired, nothing would be left in {section!r}: {done}")
     return draft.changes
+
+
+def write_repaired(report: Report, path: Path) -> None:
+    """Write `report.content` to `path`, whole or not at all; raises `UserError` when that is the file it came from."""
+    source = report.source.annotations
+    if path.exists() and source.exists() and path.samefile(source):
+        raise UserError(f"{path}: is the file that was examined, and that one is never overwritten; name another file")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(report.content), encoding="utf-8")
+        os.replace(partial, path)
+    except (OSError, RecursionError) as error:
+        with contextlib.suppress(OSError):  # not there, or its folder is none
+            partial.unlink()
+        reason = error.strerror if isinstance(error, OSError) else "the json is nested too deeply"
+        raise UserError(f"{path}: cannot be written ({reason})") from error
 
 
 def _one_round(draft: Draft, images_dir: Path | None, problems: dict[str, str]) -> None:

@@ -28,6 +28,11 @@ def read_json(path: str | Path) -> tuple[object, list[Finding]]:
     """Return the content of a json file and no finding, or None and what is wrong with the file."""
     try:
         return _parse(Path(path).read_bytes()), []
+    except FileNotFoundError:
+        message = (
+            f"{path}: the annotation file does not exist; put the data there (datasets/README.md lists the folders) or "
+            "name your own in the catalog; `make demo` trains on generated data and needs none"
+        )
     except OSError as error:
         message = f"{path}: the annotation file cannot be opened ({error.strerror})"
     except RecursionError:
@@ -160,7 +165,8 @@ class Table:
         if detail not in record:
             return name
         value = record[detail]
-        text = f"image {shown(value)}" if section == "annotations" else value if is_file_name(value) else shown(value)
+        plain = isinstance(value, str) and value.isprintable() and len(value) <= _LONGEST
+        text = f"image {shown(value)}" if section == "annotations" else value if plain else shown(value)
         return f"{name} ({text})"
 
 
