@@ -31,9 +31,9 @@ _SMALLEST = 16.0  # pixels, mean side of the smallest object
 _EMPTY_SHARE, _CROWD_SHARE = 0.06, 0.1  # of the images
 _MOST_OBJECTS = 7
 _TRIES = 8  # places tried for an object before it is given up
-# BGR means of the classes' colours, each hidden by a deviation of 55: a hint, as the colour of a real class is
+# BGR means of the classes' colours, each hidden by a deviation of 40: a hint, as the colour of a real class is
 _COLORS = ((60, 60, 200), (200, 120, 50), (70, 180, 90), (60, 190, 210), (190, 70, 170), (220, 220, 220))
-_LEAST_CONTRAST = 50.0  # between the mean colour of an object and that of what lies under it
+_LEAST_CONTRAST = 70.0  # between the mean colour of an object and that of what lies under it
 _LEAST_VISIBLE = 0.5  # share of an object's pixels that neither border nor later objects may take
 
 
@@ -49,7 +49,7 @@ class Thing(NamedTuple):
 def render(generator: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, list[Thing]]:
     """Return an image (H, W, 3) uint8 BGR of `size` (height, width) and what is on it, from `generator` alone."""
     canvas = _Canvas(_texture(generator, size, 12.0, 28.0))
-    for _ in range(generator.integers(2, 7)):
+    for _ in range(generator.integers(1, 5)):
         _draw_clutter(canvas, generator)
     if generator.random() >= _EMPTY_SHARE:
         if generator.random() < _CROWD_SHARE:
@@ -129,7 +129,7 @@ def _place_crowd(canvas: _Canvas, generator: np.random.Generator) -> None:
 
 def _shape_mask(canvas: _Canvas, generator, label: int, side: float, center: np.ndarray) -> tuple[np.ndarray, int]:
     """Return a smooth-edged (H, W) uint8 mask of a stretched and turned shape, and its area without the border."""
-    stretch = np.exp(generator.uniform(-0.5, 0.5))  # width / height from 0.37 to 2.7
+    stretch = np.exp(generator.uniform(-0.35, 0.35))  # width / height from 0.5 to 2
     parts = outline(SHAPES[label], side * stretch, side / stretch, generator.uniform(0, 2 * np.pi))
     mask = np.zeros(canvas.owner.shape, np.uint8)
     fixed = [np.round((part + center) * 16).astype(np.int32) for part in parts]
@@ -141,7 +141,7 @@ def _shape_mask(canvas: _Canvas, generator, label: int, side: float, center: np.
 def _fill(canvas: _Canvas, generator, label: int, inside: np.ndarray) -> np.ndarray:
     """Return (H, W, 3) paint: the colour that the class often has, kept off what lies under `inside`, with texture."""
     under = canvas.pixels[inside].mean(axis=0) if inside.any() else np.full(3, 128.0)
-    color = np.clip(np.array(_COLORS[label]) + generator.normal(0, 55, 3), 0, 255)
+    color = np.clip(np.array(_COLORS[label]) + generator.normal(0, 40, 3), 0, 255)
     apart = np.linalg.norm(color - under) + 1e-3
     color = under + (color - under) * max(_LEAST_CONTRAST / apart, 1)
     grain = generator.uniform(2, 14)
@@ -187,7 +187,7 @@ def _photograph(pixels: np.ndarray, generator: np.random.Generator) -> np.ndarra
     """Return the picture as a camera would: light, blur and sensor noise."""
     blur = generator.uniform(0, 0.9)
     pixels = cv2.GaussianBlur(pixels, (0, 0), blur) if blur > 0.3 else pixels
-    noise = generator.normal(0, generator.uniform(2, 9), pixels.shape).astype(np.float32)
+    noise = generator.normal(0, generator.uniform(1, 7), pixels.shape).astype(np.float32)
     return np.clip(pixels * np.float32(generator.uniform(0.8, 1.15)) + noise, 0, 255).astype(np.uint8)
 
 
