@@ -35,10 +35,10 @@ EXAMPLES = """  python tools/train_net.py --config configs/quickstart.yaml
   torchrun --nproc-per-node 8 tools/train_net.py --config configs/retinanet_R50_gn_fpn.yaml"""
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     made = _cli.parser(__doc__, EXAMPLES)
     made.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of OUTPUT_DIR")
-    args = _cli.parse(made)
+    args = _cli.parse(made, argv)
     cfg, warnings = _cli.load(args)
     device = choose_device(cfg.DEVICE)
     distributed.start(device.type)

@@ -249,7 +249,8 @@ def _as_it_is(batch):
 
 
 def _start_worker(worker: int) -> None:
-    """One thread a worker (more fight over the cores); Ctrl-C is for the training process, which ends them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """One thread a worker (more fight over the cores); signals are for the training process, which ends the workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # a terminal and a cluster send them to the whole group
+        signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
