@@ -16,7 +16,6 @@ import copy
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retinanet.layers.conv import Conv2d
