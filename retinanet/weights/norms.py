@@ -100,7 +100,7 @@ def fold(leaves: Leaves, eps: float) -> Leaves:
 
 
 def _same_batch_norm(leaves: Leaves, norm: nn.Module, eps: float, own_eps: float) -> Leaves:
-    """Where the eps differ, a fixed norm gets another weight, a moving one another running_var, for its weight learns."""
+    """Where the eps differ, a fixed norm gets another weight; a moving one, whose weight learns, another running_var."""
     state = norm.state_dict()
     converted = {name: leaves[name] for name in leaves if name in state}
     if eps != own_eps and norm.folds_in_training:
