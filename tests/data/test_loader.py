@@ -1,74 +1,27 @@
 """Batches: slow reference for pixels and boxes, and the same batches for any workers, ranks and starting point."""
 
-import json
-import logging
-from itertools import islice
-
 import cv2
 import numpy as np
 import pytest
 import torch
+from loader_cases import assert_same, config, take, write_nine_images
 
-from retinanet.config.defaults import get_cfg
 from retinanet.data.coco import CocoDataset
-from retinanet.data.image import ImageError
 from retinanet.data.loader import build_image_batcher, build_test_loader, build_train_loader
 from retinanet.data.transforms import draw_augmentation
-from retinanet.errors import UserError
-from retinanet.structures import PAD_LABEL, Batch
-
-SIZES = [(30, 40), (40, 30), (33, 45), (50, 24), (28, 28), (37, 53), (44, 31), (25, 60), (61, 35)]
+from retinanet.structures import PAD_LABEL
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Nine small images of different sizes; the last has no box."""
     path = tmp_path_factory.mktemp("data")
-    generator = np.random.default_rng(0)
-    annotations = []
-    for i, (height, width) in enumerate(SIZES):
-        cv2.imwrite(str(path / f"{i}.png"), generator.integers(0, 256, (height, width, 3)).astype(np.uint8))
-        for _ in range(i % 4 if i < len(SIZES) - 1 else 0):
-            x, y = generator.integers(0, 12, 2).tolist()
-            annotations.append({"image_id": 100 + i, "category_id": i % 3, "bbox": [x, y, 9.5, 11.25]})
-    images = [
-        {"id": 100 + i, "file_name": f"{i}.png", "width": width, "height": height}
-        for i, (height, width) in enumerate(SIZES)
-    ]
-    categories = [{"id": k, "name": str(k)} for k in range(3)]
-    content = {"images": images, "annotations": annotations, "categories": categories}
-    (path / "x.json").write_text(json.dumps(content))
+    write_nine_images(path)
     return path
 
 
 @pytest.fixture
 def dataset(folder):
     return CocoDataset(folder, folder / "x.json")
-
-
-def config(**changes):
-    cfg = get_cfg()
-    cfg.DEVICE = "cpu"
-    cfg.DATALOADER.NUM_WORKERS = 0
-    cfg.SOLVER.IMS_PER_BATCH = 4
-    cfg.TEST.IMS_PER_BATCH = 4
-    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = (24, 32), 60
-    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 32, 60
-    cfg.merge_from_list([item for pair in changes.items() for item in (pair[0].replace("__", "."), pair[1])])
-    return cfg
-
-
-def take(loader, count: int) -> list[Batch]:
-    return list(islice(iter(loader), count))
-
-
-def assert_same(first: list[Batch], second: list[Batch]) -> None:
-    assert len(first) == len(second) > 0
-    for one, two in zip(first, second, strict=True):
-        assert one.image_ids == two.image_ids
-        for name, value in vars(one).items():
-            if isinstance(value, torch.Tensor):
-                torch.testing.assert_close(value, getattr(two, name), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("order", ["BGR", "RGB"])
@@ -246,92 +199,6 @@ def test_detectron_boxes_flip_as_pixel_indices(folder):
         boxes, scale = dataset.target(image_id - 100)["boxes"], batch.scales[place, 0]
         x1 = (batch.original_sizes[place, 1] - boxes[:, 2] - 1) * scale
         torch.testing.assert_close(batch.gt_boxes[place, : len(boxes), 0], x1, rtol=0, atol=1e-4)
-
-
-def test_batch_that_processes_cannot_share_is_refused(dataset):
-    with pytest.raises(UserError, match="SOLVER.IMS_PER_BATCH: 4 images cannot be shared equally by 3 processes"):
-        build_train_loader(config(), dataset, world_size=3)
-
-
-def test_data_set_without_any_box_is_refused(tmp_path, folder):
-    content = json.loads((folder / "x.json").read_text()) | {"annotations": []}
-    (tmp_path / "empty.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match="none of its 9 images has a box"):
-        build_train_loader(config(), CocoDataset(folder, tmp_path / "empty.json"))
-
-
-@pytest.fixture
-def damaged(tmp_path, folder):
-    """The data set with image 2 cut off and image 5 missing."""
-    for path in folder.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "2.png").write_bytes(b"\x89PNG")
-    (tmp_path / "5.png").unlink()
-    return CocoDataset(tmp_path, tmp_path / "x.json")
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_unreadable_image_stops_with_its_path_and_no_traceback(damaged, workers):
-    with pytest.raises(ImageError, match=r"(2|5)\.png: .*DATALOADER\.MAX_BAD_IMAGES is 0") as caught:
-        take(build_train_loader(config(DATALOADER__NUM_WORKERS=workers), damaged), 20)
-    assert "Traceback" not in str(caught.value) and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_wrong_size_in_a_worker_arrives_as_a_user_error(tmp_path, folder, workers):
-    content = json.loads((folder / "x.json").read_text())
-    content["images"][4]["width"] = 29
-    (tmp_path / "x.json").write_text(json.dumps(content))
-    dataset = CocoDataset(folder, tmp_path / "x.json")
-    loaders = (build_train_loader, build_test_loader)
-    for loader in (build(config(DATALOADER__NUM_WORKERS=workers), dataset) for build in loaders):
-        with pytest.raises(UserError, match=r"4\.png: the file has 28 x 28 .* state 29 x 28") as caught:
-            take(loader, 20)
-        assert type(caught.value) is UserError and "\n" not in str(caught.value)
-
-
-def test_admitted_bad_images_are_replaced_counted_and_logged(damaged, caplog):
-    cfg = config(DATALOADER__MAX_BAD_IMAGES=2)
-    loader = build_train_loader(cfg, damaged)
-    with caplog.at_level(logging.WARNING):
-        batches = take(loader, 14)
-    assert loader.dataset.bad_images() == [2, 5]
-    assert len(caplog.records) == 2 and "2.png" in caplog.text and "5.png" in caplog.text
-    ids = sum((batch.image_ids for batch in batches), [])
-    assert 102 not in ids and 105 not in ids
-    counts = np.bincount(np.array(ids) - 100, minlength=9)
-    assert counts[3] >= 10 and counts[6] >= 10  # the next images stand in: twice their share of 56 / 9
-
-
-@pytest.mark.parametrize("workers", [1, 3])
-def test_replacement_does_not_depend_on_the_workers(damaged, workers):
-    alone = take(build_train_loader(config(DATALOADER__MAX_BAD_IMAGES=2), damaged), 14)
-    loader = build_train_loader(config(DATALOADER__MAX_BAD_IMAGES=2, DATALOADER__NUM_WORKERS=workers), damaged)
-    assert_same(alone, take(loader, 14))
-    assert loader.dataset.bad_images() == [2, 5]  # counted once, whichever workers met them
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_one_bad_image_too_many_stops(damaged, workers):
-    cfg = config(DATALOADER__MAX_BAD_IMAGES=1, DATALOADER__NUM_WORKERS=workers)
-    with pytest.raises(ImageError, match=r"MAX_BAD_IMAGES is 1 \(2 unreadable images so far\)"):
-        take(build_train_loader(cfg, damaged), 20)
-
-
-def test_nothing_but_bad_images_ends_with_a_message(tmp_path, folder):
-    (tmp_path / "x.json").write_bytes((folder / "x.json").read_bytes())
-    for i in range(len(SIZES)):
-        (tmp_path / f"{i}.png").write_bytes(b"broken")
-    dataset = CocoDataset(tmp_path, tmp_path / "x.json")
-    with pytest.raises(UserError, match="not one of its 9 images can be read"):
-        take(build_train_loader(config(DATALOADER__MAX_BAD_IMAGES=100), dataset), 1)
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_evaluation_never_skips_a_bad_image(damaged, workers):
-    cfg = config(DATALOADER__MAX_BAD_IMAGES=5, DATALOADER__NUM_WORKERS=workers)
-    with pytest.raises(ImageError, match=r"(2|5)\.png"):
-        list(build_test_loader(cfg, damaged))
 
 
 def test_workers_start_after_opencv_has_used_its_threads_here(dataset):
