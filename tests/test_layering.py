@@ -10,7 +10,7 @@ RANKS = {
     **dict.fromkeys(("modeling", "data", "weights"), 2),
     **dict.fromkeys(("engine", "deploy"), 3),
 }
-SAME_RANK = {("layers", "ops")}
+SAME_RANK = {("layers", "ops"), ("engine", "deploy")}
 INSIDE_FUNCTIONS = {"matplotlib", "onnx", "onnxruntime"}  # slow to import, and few runs need them
 ASSEMBLY = {"modeling.build", "engine.run"}  # turn the configuration into objects, for tools to call
 TREES = {

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from retinanet.data.catalog import load_catalog
 from retinanet.data.coco import CocoDataset
+from retinanet.deploy.fold import fold, summary
 from retinanet.engine.checkpoint import read_checkpoint
 from retinanet.errors import UserError
 from retinanet.modeling.build import build_model
@@ -36,6 +37,7 @@ class Trained(NamedTuple):
 def build_trained(cfg, weights: str | Path | None = None, state: dict | None = None) -> Trained:
     """Return the model of `cfg` with `weights`, by default `MODEL.WEIGHTS`; `state` is its content if already read.
 
+    `TEST.FOLD` folds what can be folded into the convolutions; the log says what.
     Raises `UserError` when the weights are missing, do not fit the configuration, or belong to another number of
     classes than `MODEL.NUM_CLASSES` (0: as many as the weights have).
     """
@@ -53,11 +55,16 @@ def build_trained(cfg, weights: str | Path | None = None, state: dict | None = N
     cfg.MODEL.NUM_CLASSES, cfg.MODEL.WEIGHTS = len(classes), str(weights)
     cfg.freeze()
     model = build_model(cfg)
+    threshold = None
     if state is None:
         check_whole(build_weights(cfg, model, [entry["name"] for entry in classes]))
-        return Trained(model, classes, False, None)
-    load_state(model, evaluated_weights(state), weights)
-    return Trained(model, classes, True, state.get("metrics", {}).get("threshold"))
+    else:
+        load_state(model, evaluated_weights(state), weights)
+        threshold = state.get("metrics", {}).get("threshold")
+    if cfg.TEST.FOLD:
+        model, report = fold(model)
+        _log.info("%s", summary(report))
+    return Trained(model, classes, state is not None, threshold)
 
 
 def check_whole(report: Report) -> None:
