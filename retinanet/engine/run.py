@@ -92,8 +92,6 @@ def build_trainer(cfg, device: torch.device, class_names: list[str], pretrained:
     if cfg.MODEL.WEIGHTS and pretrained:
         build_weights(cfg, model, class_names)
     model.to(device)
-    if cfg.SOLVER.CHANNELS_LAST:
-        model.to(memory_format=torch.channels_last)
     net = distributed.data_parallel(model, device)
     if cfg.SOLVER.COMPILE:
         net = torch.compile(net)

@@ -43,7 +43,9 @@ def build_model(cfg) -> RetinaNet:
         model.HEAD.PRIOR_PROB,
         conv=build_conv(cfg, "HEAD"),
     )
-    return RetinaNet(backbone, fpn, head, anchors, model.PIXEL_MEAN, model.PIXEL_STD)
+    return RetinaNet(
+        backbone, fpn, head, anchors, model.PIXEL_MEAN, model.PIXEL_STD, channels_last=cfg.SOLVER.CHANNELS_LAST
+    )
 
 
 def build_backbone(cfg) -> nn.Module:

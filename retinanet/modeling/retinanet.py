@@ -13,6 +13,7 @@ class RetinaNet(nn.Module):
 
     anchors: called as `anchors(image_size, device)`, returns (H*W*A, 4) for each of P3..P7.
     pixel_mean, pixel_std: per channel, 0..255, in the channel order of the images.
+    channels_last: whether activations are NHWC in memory; weights are laid out likewise.
     """
 
     def __init__(
@@ -23,12 +24,15 @@ class RetinaNet(nn.Module):
         anchors,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
+        channels_last: bool = False,
     ):
         super().__init__()
         self.backbone, self.fpn, self.head, self.anchors = backbone, fpn, head, anchors
         # Settings, not weights: a checkpoint of the same weights may come with other settings.
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), persistent=False)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.to(memory_format=self.memory_format)
 
     def forward(self, images: Tensor) -> HeadOutputs:
         """Return the outputs for normalized images (N, 3, H, W), the same in training and in evaluation."""
@@ -39,7 +43,7 @@ class RetinaNet(nn.Module):
         return HeadOutputs(logits=logits, deltas=deltas, anchors=self.anchors((height, width), images.device))
 
     def normalize(self, images: Tensor, image_sizes: Tensor) -> Tensor:
-        """Return (images - mean) / std as float32, zero outside `image_sizes`, in the memory format of the images.
+        """Return (images - mean) / std as float32, zero outside `image_sizes`, in the memory format of the model.
 
         images: (N, 3, H, W) uint8, or floats in the same 0..255 (batches resized in floating point).
         image_sizes: (N, 2) (height, width) of each image in the batch; the rest of its plane is padding. The padding is
@@ -48,4 +52,5 @@ class RetinaNet(nn.Module):
         rows = torch.arange(images.shape[2], device=images.device) < image_sizes[:, :1]  # (N, H)
         columns = torch.arange(images.shape[3], device=images.device) < image_sizes[:, 1:]  # (N, W)
         inside = rows[:, None, :, None] & columns[:, None, None, :]
-        return torch.where(inside, (images.float() - self.pixel_mean) / self.pixel_std, 0.0)
+        images = images.to(torch.float32, memory_format=self.memory_format)  # loaders deliver NHWC
+        return torch.where(inside, (images - self.pixel_mean) / self.pixel_std, 0.0)

@@ -77,10 +77,11 @@ def test_settings_are_not_weights():
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, CHANNELS_LAST])
-def test_normalized_images_are_zero_exactly_in_the_padding(dtype, memory_format):
-    model = small_model()
-    images = torch.randint(0, 256, (3, 3, 8, 6), dtype=torch.uint8).to(dtype).contiguous(memory_format=memory_format)
+@pytest.mark.parametrize("given", [torch.contiguous_format, CHANNELS_LAST])
+@pytest.mark.parametrize("wanted", [torch.contiguous_format, CHANNELS_LAST])
+def test_normalized_images_are_zero_exactly_in_the_padding(dtype, given, wanted):
+    model = small_model("SOLVER.CHANNELS_LAST", wanted == CHANNELS_LAST)
+    images = torch.randint(0, 256, (3, 3, 8, 6), dtype=torch.uint8).to(dtype).contiguous(memory_format=given)
     sizes = torch.tensor([[8, 6], [5, 6], [1, 2]])
     normalized = model.normalize(images, sizes)
     expected = torch.zeros(3, 3, 8, 6)
@@ -88,7 +89,7 @@ def test_normalized_images_are_zero_exactly_in_the_padding(dtype, memory_format)
         for c in range(3):
             expected[n, c, :height, :width] = (images[n, c, :height, :width].float() - MEAN[c]) / STD[c]
     torch.testing.assert_close(normalized, expected, rtol=1e-6, atol=1e-6)
-    assert normalized.dtype == torch.float32 and normalized.is_contiguous(memory_format=memory_format)
+    assert normalized.dtype == torch.float32 and normalized.is_contiguous(memory_format=wanted)
 
 
 def test_non_contiguous_images_are_normalized():
