@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 Leaves = dict[str, Tensor]  # name within the norm -> tensor
+_BATCH = ("weight", "bias", "running_mean", "running_var")
 _WHY = {  # (kind in the file, kind in the model): why the one cannot become the other, and what to do
     ("affine", "batch"): "its scale and shift already contain the statistics, which training on batches would apply "
     "again; use weights that keep them apart (detectron2://ImageNetPretrained/MSRA/R-50.pkl) or a frozen norm",
@@ -70,9 +71,12 @@ def convert_norm(leaves: Leaves, kind: str, norm: nn.Module, eps: float) -> Leav
     """Return the state of `norm` that computes in evaluation what the file's norm computes.
 
     eps: of the file's batch norms; where the model's differs, weight or running_var takes up the difference.
-    Raises `NormRefused`.
+    What the file lacks is absent from the result. Raises `NormRefused`.
     """
     wanted = kind_of(norm)
+    needed = {("batch", "affine"): _BATCH, ("affine", "frozen"): _BATCH[:2]}.get((kind, wanted), ())
+    if not all(name in leaves for name in needed):
+        return {}  # half a norm: the loader then reports the model's tensors as missing
     own_eps = getattr(norm.levels[0] if hasattr(norm, "levels") else norm, "eps", eps)
     if kind == "batch" and wanted in ("batch", "frozen"):
         return _same_batch_norm(leaves, norm, eps, own_eps)
@@ -100,10 +104,10 @@ def fold(leaves: Leaves, eps: float) -> Leaves:
 
 
 def _same_batch_norm(leaves: Leaves, norm: nn.Module, eps: float, own_eps: float) -> Leaves:
-    """Where the eps differ, a fixed norm gets another weight; a moving one, whose weight learns, another running_var."""
+    """Where the eps differ, a fixed norm gets another weight, a moving one (its weight learns) another running_var."""
     state = norm.state_dict()
     converted = {name: leaves[name] for name in leaves if name in state}
-    if eps != own_eps and norm.folds_in_training:
+    if eps != own_eps and norm.folds_in_training and {"weight", "running_var"} <= leaves.keys():
         var = leaves["running_var"].double()
         converted["weight"] = (leaves["weight"] * torch.sqrt((var + own_eps) / (var + eps))).float()
     elif eps != own_eps:

@@ -130,6 +130,13 @@ def test_a_bare_native_norm_is_taken_for_what_the_model_has(name):
     assert convert_norm(leaves, "", make_norm(name, 32), 1e-5) == leaves
 
 
+@pytest.mark.parametrize(("kind", "name"), [("batch", "AffineChannel"), ("affine", "FrozenBN")])
+def test_half_a_norm_gives_nothing(kind, name):
+    leaves = batch_leaves()
+    del leaves["weight"]
+    assert convert_norm(leaves, kind, make_norm(name, 32), 1e-5) == {}
+
+
 def test_moments_with_windows_are_taken_as_they_are():
     norm = make_norm("MABN", 8)
     leaves = {name: torch.rand_like(tensor.float()) for name, tensor in norm.state_dict().items()}
