@@ -135,11 +135,11 @@ def test_empty_batch_moves_no_statistics(name):
 
 
 @EVERY_NORM
-@pytest.mark.parametrize("training", [True, False])
-def test_norm_compiles_without_graph_breaks(name, training):
-    norm = new_norm(name).train(training)
+@pytest.mark.parametrize("training, layout", [(True, "contiguous"), (True, "channels_last"), (False, "contiguous")])
+def test_norm_compiles_without_graph_breaks(name, training, layout):
+    norm, x = new_norm(name).train(training), new_input(layout)
     compiled = torch.compile(copy.deepcopy(norm), fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(run(compiled, new_input()), run(norm, new_input()), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(run(compiled, x), run(norm, x), rtol=1e-5, atol=1e-5)
 
 
 @EVERY_NORM

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from retinanet.errors import UserError
+from retinanet.layers.norm.reduce import narrow
 
 
 class GN(nn.Module):
@@ -121,7 +122,7 @@ def _apply(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor) 
     channels = x.shape[1]
     scale = _spread(rstd, channels) * weight.view(1, -1, 1, 1)
     shift = bias.view(1, -1, 1, 1) - _spread(mean, channels) * scale
-    return torch.addcmul(shift, x, scale, out=torch.empty_like(x))
+    return _multiply_add(shift, x, scale)
 
 
 def _backward(grad: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -141,8 +142,14 @@ def _backward(grad: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tenso
     constant = -rstd * mean_g - mean * on_x
     rest = torch.addcmul(_spread(constant, channels), x, _spread(on_x, channels))
     on_grad = (channel_rstd * weight)[:, :, None, None]
-    grad_x = torch.addcmul(rest, grad, on_grad, out=torch.empty_like(x))
-    return grad_x, sum_grad_z.sum(dim=0), sum_grad.sum(dim=0)
+    return _multiply_add(rest, grad, on_grad), sum_grad_z.sum(dim=0), sum_grad.sum(dim=0)
+
+
+def _multiply_add(addend: Tensor, x: Tensor, scale: Tensor) -> Tensor:
+    """Return addend + x * scale in the dtype of x, computed in that of the others."""
+    if x.dtype == addend.dtype or torch.compiler.is_compiling():  # torch 2.11 compiles no `out=` in channels_last
+        return narrow(torch.addcmul(addend, x, scale), x.dtype)
+    return torch.addcmul(addend, x, scale, out=torch.empty_like(x))  # eager CUDA: one kernel, no float32 copy
 
 
 def _spread(vector: Tensor, channels: int) -> Tensor:
