@@ -228,3 +228,20 @@ def test_missing_coco_says_what_is_missing_and_what_to_do(tmp_path):
     assert done.returncode == 2, done.stderr
     assert "train2017" in done.stderr
     assert "make demo" in done.stderr
+
+
+def test_two_processes_equal_one(data, tmp_path, run):
+    """GN has no batch statistics, so weights agree up to the order of sums; evaluation has every image once."""
+    options = ["SOLVER.MAX_ITER", "3", "DATALOADER.NUM_WORKERS", "0"]
+    assert run(data, tmp_path / "one", *options).status == 0
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*launch, *command(data, tmp_path / "two", *options)[1:]], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    one, two = (weights(tmp_path / name, 3) for name in ("one", "two"))
+    torch.testing.assert_close(one["model"], two["model"], rtol=1e-4, atol=1e-5)
+    for first, second in zip(lines(tmp_path / "one")[:1], lines(tmp_path / "two")[:1], strict=True):
+        assert first["loss"] == pytest.approx(second["loss"], rel=1e-5)
+        assert first["grad_norm"] == pytest.approx(second["grad_norm"], rel=1e-4)
+    place = "inference/synthetic_val/predictions.json"
+    first, second = (json.loads((tmp_path / name / place).read_text()) for name in ("one", "two"))
+    assert [row["image_id"] for row in first] == [row["image_id"] for row in second]
