@@ -87,6 +87,8 @@ def convert_norm(leaves: Leaves, kind: str, norm: nn.Module, eps: float) -> Leav
         return {**leaves, "running_mean": zero, "running_var": zero + 1 - own_eps}
     if kind == wanted == "moment":
         return _same_moment_norm(leaves, norm)
+    if kind == wanted == "channel":
+        return _same_channel_norm(leaves, norm)
     if kind == wanted == "group" and getattr(norm, "groups", 32) != 32:
         raise NormRefused(f"made for 32 groups, not {norm.groups}; set MODEL.NORM_OPTIONS.GN.GROUPS 32")
     if kind == wanted or (kind == "" and wanted in ("affine", "group")):
@@ -125,3 +127,10 @@ def _same_moment_norm(leaves: Leaves, norm: nn.Module) -> Leaves:
         return leaves
     fresh = {name: torch.zeros_like(state[name]) for name in state if name in windows or name.endswith("iters")}
     return {**leaves, **fresh}
+
+
+def _same_channel_norm(leaves: Leaves, norm: nn.Module) -> Leaves:
+    """The batch half may be batch norm here and estimates there: only the rate of the estimates is not in both."""
+    state = norm.state_dict()
+    rates = {name: torch.zeros_like(state[name]) for name in state if name.endswith("estbn_moving_speed")}
+    return rates | {name: tensor for name, tensor in leaves.items() if name in state}

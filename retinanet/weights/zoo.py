@@ -1,8 +1,9 @@
 """Public weights by short names: where they are, what they are said to reach, and which configuration runs them.
 
 Sources: Detectron `MODEL_ZOO.md` and `projects/GN/README.md`, detectron2 `MODEL_ZOO.md` and `model_zoo/model_zoo.py`,
-torchvision `models/resnet.py` and `models/detection/retinanet.py`. AP is box AP on COCO val2017 as published there; it
-was not measured here.
+torchvision `models/resnet.py` and `models/detection/retinanet.py`, the READMEs of megvii-model/MABN and of
+joe-siyuan-qiao's Batch-Channel-Normalization (`imagenet/`) and pytorch-classification. AP is box AP on COCO val2017 as
+published there; it was not measured here.
 """
 
 import re
@@ -12,6 +13,7 @@ from retinanet.errors import UserError, nearest
 
 _DETECTRON = "https://dl.fbaipublicfiles.com/detectron/"
 _DETECTRON2 = "https://dl.fbaipublicfiles.com/detectron2/"
+_JHU = "https://cs.jhu.edu/~syqiao/"
 _PYTORCH = "https://download.pytorch.org/models/"
 _TRAINED_ON = "output/train/coco_2014_train%3Acoco_2014_valminusminival/retinanet/model_final.pkl"
 _BASES = {"detectron://": _DETECTRON, "detectron2://": _DETECTRON2}
@@ -98,6 +100,10 @@ ZOO = {
     "detectron://X-101-32x8d": Entry(f"{_DETECTRON}ImageNetPretrained/20171220/X-101-32x8d.pkl"),
     "detectron2://R-50": Entry(f"{_DETECTRON2}ImageNetPretrained/MSRA/R-50.pkl"),
     "detectron2://R-101": Entry(f"{_DETECTRON2}ImageNetPretrained/MSRA/R-101.pkl"),
+    "bcn://rn50_bcn_ws.pth": Entry(f"{_JHU}BatchChannelNormalization/rn50_bcn_ws.pth"),
+    "bcn://rn101_bcn_ws.pth": Entry(f"{_JHU}BatchChannelNormalization/rn101_bcn_ws.pth"),
+    "ws://R-50-GN-WS.pth.tar": Entry(f"{_JHU}WeightStandardization/R-50-GN-WS.pth.tar"),
+    "ws://R-101-GN-WS.pth.tar": Entry(f"{_JHU}WeightStandardization/R-101-GN-WS.pth.tar"),
     "mabn://R50-wc.pth": Entry(
         "mabn://R50-wc.pth", by_hand="https://www.dropbox.com/sh/fbsi6935vmatbi9/AAA2jv0EBcSgySTgZnNZ3lmPa?dl=0"
     ),

@@ -163,6 +163,16 @@ def test_moments_reach_a_layer_with_another_window():
     assert (norm.buffer_x2 == 2).all()
 
 
+@pytest.mark.parametrize("estimate", [True, False])
+def test_the_batch_half_of_bcn_may_come_from_batch_norm_or_from_estimates(estimate):
+    source = make_norm("BCN", 64, estimate=not estimate).eval()
+    for tensor in source.state_dict().values():
+        tensor.copy_(0.5 + torch.rand(tensor.shape) if tensor.is_floating_point() else 5)
+    norm = make_norm("BCN", 64, estimate=estimate).eval()
+    norm.load_state_dict(convert_norm(source.state_dict(), "channel", norm, 1e-5))
+    torch.testing.assert_close(norm(x(64)), source(x(64)))
+
+
 def test_mabn_itself_refuses_batch_norm():
     with pytest.raises(UserError, match="running_mean"):
         make_norm("MABN", 32).load_state_dict(batch_leaves())
