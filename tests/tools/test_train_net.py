@@ -245,3 +245,17 @@ def test_two_processes_equal_one(data, tmp_path, run):
     place = "inference/synthetic_val/predictions.json"
     first, second = (json.loads((tmp_path / name / place).read_text()) for name in ("one", "two"))
     assert [row["image_id"] for row in first] == [row["image_id"] for row in second]
+
+
+def test_four_images_are_learned_by_heart(tmp_path, run):
+    """AP above 90 on its own training images: boxes, matching, loss, decoding and evaluation agree with one another."""
+    write_dataset(tmp_path, "train", 4, size=(96, 96))
+    (tmp_path / "catalog.yaml").write_text("synthetic_train: {images: train, annotations: annotations/train.json}\n")
+    done = run(
+        *(tmp_path, tmp_path / "run", "DATASETS.TEST", "synthetic_train", "MODEL.FPN.CHANNELS", "32"),
+        *("INPUT.MIN_SIZE_TRAIN", "96", "INPUT.MIN_SIZE_TEST", "96", "INPUT.FLIP_PROB", "0"),
+        *("SOLVER.MAX_ITER", "80", "SOLVER.WARMUP_ITERS", "20", "SOLVER.BASE_LR", "0.03", "DATALOADER.NUM_WORKERS", "0"),
+    )
+    assert done.status == 0, done.stderr
+    metrics = json.loads((tmp_path / "run/inference/synthetic_train/metrics.json").read_text())
+    assert metrics["AP"] > 90, metrics
