@@ -98,18 +98,21 @@ def evaluated_weights(state: dict) -> dict[str, Tensor]:
 
 def load_state(model: RetinaNet, weights: dict[str, Tensor], source: str | Path) -> None:
     """Load all `weights`; `UserError` that lists what does not fit, when another configuration trained them."""
-    own = model.state_dict()
-    wrong = [f"{name} is missing" for name in own if name not in weights]
-    wrong += [f"{name} has no place" for name in weights if name not in own]
-    wrong += [
-        f"{name} is {tuple(value.shape)}, not {tuple(own[name].shape)}"
-        for name, value in weights.items()
-        if name in own and value.shape != own[name].shape
-    ]
-    if wrong:
+    try:
+        model.load_state_dict(weights)  # norms may accept other shapes: MABN's window depends on the batch
+    except RuntimeError as error:
+        own = model.state_dict()
+        wrong = [f"{name} is missing" for name in own if name not in weights]
+        wrong += [f"{name} has no place" for name in weights if name not in own]
+        wrong += [
+            f"{name} is {tuple(value.shape)}, not {tuple(own[name].shape)}"
+            for name, value in weights.items()
+            if name in own and value.shape != own[name].shape
+        ]
         shown = "; ".join(wrong[:5]) + (f"; ... ({len(wrong)} in all)" if len(wrong) > 5 else "")
-        raise UserError(f"{source}: does not fit the configuration ({shown}); use the one that it was trained with")
-    model.load_state_dict(weights)
+        raise UserError(
+            f"{source}: does not fit the configuration ({shown}); use the one that it was trained with"
+        ) from error
 
 
 def check_classes(trained: Trained, dataset: CocoDataset) -> None:

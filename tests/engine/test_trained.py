@@ -6,6 +6,7 @@ import torch
 from retinanet.config.load import dump_config, load_config
 from retinanet.engine.checkpoint import write_checkpoint
 from retinanet.engine.trained import build_trained
+from retinanet.errors import UserError
 from retinanet.layers.norm import NORMS
 from retinanet.modeling.build import build_model
 
@@ -45,3 +46,22 @@ def test_test_fold_changes_the_parameters_and_not_the_outputs(tmp_path, norm):
     whole = norm in ("AffineChannel", "FrozenBN", "BN", "SyncBN", "MABN")
     assert (len(names[0]) < len(names[1])) == (whole or norm == "BCN")
     assert not (whole and names[0]), names[0]
+
+
+def test_weights_of_another_batch_size_fit_where_the_norm_has_a_window(tmp_path):
+    cfg, path = checkpoint(tmp_path, "MABN")
+    cfg.defrost()
+    cfg.SOLVER.IMS_PER_BATCH = 2
+    cfg.TEST.FOLD = False
+    cfg.freeze()
+    norm = build_trained(cfg, path).model.backbone.conv1.norm
+    assert norm.buffer_x2.shape == (16, 64)
+
+
+def test_weights_of_another_architecture_are_refused_by_name(tmp_path):
+    cfg, path = checkpoint(tmp_path, "GN")
+    cfg.defrost()
+    cfg.MODEL.HEAD.NUM_CONVS = 2
+    cfg.freeze()
+    with pytest.raises(UserError, match="head.cls_convs.1.weight is missing"):
+        build_trained(cfg, path)
