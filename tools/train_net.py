@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     cfg, warnings = _cli.load(args)
     device = choose_device(cfg.DEVICE)
     distributed.start(device.type)
-    warnings += check_device(cfg, device.type) if cfg.DEVICE == "auto" else []
+    check_device(cfg, device.type)
     warnings += check_world_size(cfg, distributed.world_size())
     folder = output_folder(cfg)
     checkpointer = Checkpointer(folder, cfg.SOLVER.CHECKPOINT_KEEP)

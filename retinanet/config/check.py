@@ -40,7 +40,8 @@ RANGES = (
         "MODEL.NORM_OPTIONS.FrozenBN.EPS", "MODEL.NORM_OPTIONS.MABN.WARMUP_ITERS",
         "DATALOADER.NUM_WORKERS", "DATALOADER.REPEAT_THRESHOLD", "DATALOADER.MAX_BAD_IMAGES",
         "SOLVER.REFERENCE_BATCH", "SOLVER.WARMUP_ITERS", "SOLVER.WEIGHT_DECAY", "SOLVER.WEIGHT_DECAY_NORM",
-        "SOLVER.WEIGHT_DECAY_BIAS", "SOLVER.BIAS_LR_FACTOR", "SOLVER.CLIP_GRAD_NORM", "SOLVER.CHECKPOINT_KEEP", "TEST.EVAL_PERIOD",
+        "SOLVER.WEIGHT_DECAY_BIAS", "SOLVER.BIAS_LR_FACTOR", "SOLVER.CLIP_GRAD_NORM", "SOLVER.CHECKPOINT_KEEP",
+        "TEST.EVAL_PERIOD",
     )),
     ("at least 1", lambda value: value >= 1, (
         "MODEL.FPN.CHANNELS", "MODEL.NORM_OPTIONS.GN.GROUPS", "MODEL.NORM_OPTIONS.BCN.GROUPS",
@@ -84,18 +85,15 @@ def check_config(
         wrong += rule(cfg)
     if wrong:
         raise UserError("\n".join(wrong))
-    warnings = [message for rule in WARNINGS for message in rule(cfg)]
-    return warnings + (check_device(cfg, cfg.DEVICE) if training and cfg.DEVICE != "auto" else [])
+    if training:
+        check_device(cfg, cfg.DEVICE)
+    return [message for rule in WARNINGS for message in rule(cfg)]
 
 
-def check_device(cfg, device_type: str) -> list[str]:
-    """Return the warnings about training on "cuda" or "cpu"; `UserError` for what cannot run there."""
-    if device_type != "cpu":
-        return []
-    if cfg.SOLVER.AMP == "fp16":
+def check_device(cfg, device_type: str) -> None:
+    """Raise `UserError` for what cannot be trained on "cuda" or "cpu"."""
+    if device_type == "cpu" and cfg.SOLVER.AMP == "fp16":
         raise UserError("SOLVER.AMP: fp16 needs CUDA, this run is on the CPU; use bf16 or off")
-    parts = [f"MODEL.{part}.NORM" for part in PARTS if cfg.MODEL[part].NORM == "SyncBN"]
-    return [f"{', '.join(parts)}: SyncBN on the CPU is BN of each process: nothing is synchronised"] if parts else []
 
 
 def check_world_size(cfg, world_size: int) -> list[str]:
