@@ -115,8 +115,11 @@ def _refuse(project: str, model: nn.Module, inputs: Inputs, box_convention: str,
         raise UserError(
             f"{project} has no +1 in its box widths; MODEL.BOX.CONVENTION detectron would give other boxes there"
         )
-    if _anchors(inputs).convention == "detectron":
-        raise UserError(f"{project} does not round anchors as Detectron does; MODEL.ANCHORS.CONVENTION is detectron")
+    if _anchors(inputs).convention != project:
+        raise UserError(
+            f"{project} has other anchors than MODEL.ANCHORS.CONVENTION {_anchors(inputs).convention}; train or "
+            f"fine-tune with {project} to export to it"
+        )
     for name, norm in norms_of(model).items():
         if kind_of(norm) not in allowed:
             raise UserError(f"{project} has no counterpart of the norm {name} ({type(norm).__name__})")

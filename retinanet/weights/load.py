@@ -69,21 +69,26 @@ def build_weights(cfg, model: nn.Module, class_names: Sequence[str] = ()) -> Rep
         return None
     if all(re.fullmatch(r"class \d+", name) for name in class_names):
         class_names = ()
-    anchors = settings.ANCHORS
     return load_weights(
         model,
         settings.WEIGHTS,
-        inputs=Inputs(
-            channel_order=settings.CHANNEL_ORDER,
-            pixel_mean=settings.PIXEL_MEAN,
-            pixel_std=settings.PIXEL_STD,
-            stride_in_1x1=settings.BACKBONE.STRIDE_IN_1X1,
-            anchors=AnchorOrder(anchors.CONVENTION, tuple(anchors.ASPECT_RATIOS), anchors.SCALES_PER_OCTAVE),
-        ),
+        inputs=build_inputs(cfg),
         classes=class_names,
         source_classes=settings.WEIGHTS_CLASSES,
         prior_prob=settings.HEAD.PRIOR_PROB,
         allow_missing=settings.ALLOW_MISSING_WEIGHTS,
+    )
+
+
+def build_inputs(cfg) -> Inputs:
+    """Return what the model of `cfg` expects of images and weights."""
+    settings, anchors = cfg.MODEL, cfg.MODEL.ANCHORS
+    return Inputs(
+        channel_order=settings.CHANNEL_ORDER,
+        pixel_mean=settings.PIXEL_MEAN,
+        pixel_std=settings.PIXEL_STD,
+        stride_in_1x1=settings.BACKBONE.STRIDE_IN_1X1,
+        anchors=AnchorOrder(anchors.CONVENTION, tuple(anchors.ASPECT_RATIOS), anchors.SCALES_PER_OCTAVE),
     )
 
 
