@@ -132,9 +132,7 @@ DAMAGES = {
     "bbox beyond float64": Damage("bbox", _set("annotations", 0, bbox=[4, 3, 10**400, 10]), (10,), (1000,)),
     "corners": Damage("box-format", _each_box(lambda b: [b[0], b[1], b[0] + b[2], b[1] + b[3]])),
     "centers": Damage("box-format", _each_box(lambda b: [b[0] + b[2] / 2, b[1] + b[3] / 2, b[2], b[3]])),
-    "shares": Damage(
-        "box-format", _each_box(lambda b: [b[0] / WIDTH, b[1] / HEIGHT, b[2] / WIDTH, b[3] / HEIGHT])
-    ),
+    "shares": Damage("box-format", _each_box(lambda b: [b[0] / WIDTH, b[1] / HEIGHT, b[2] / WIDTH, b[3] / HEIGHT])),
     "corners as shares": Damage(
         "box-format",
         _each_box(lambda b: [b[0] / WIDTH, b[1] / HEIGHT, (b[0] + b[2]) / WIDTH, (b[1] + b[3]) / HEIGHT]),
@@ -148,9 +146,7 @@ DAMAGES = {
     "box that may be corners": Damage("xyxy-suspect", _set("annotations", 0, bbox=[80, 70, 110, 95]), (10,), (1000,)),
     "box below a pixel": Damage("tiny-box", _set("annotations", 0, bbox=[4, 3, 0.5, 9]), (10,), (1000,)),
     "box twice": Damage("duplicate-box", _append("annotations", id=5000), (10,), (5000,)),
-    "box nearly twice": Damage(
-        "duplicate-box", _append("annotations", id=5000, bbox=[4.05, 3, 8, 10]), (10,), (5000,)
-    ),
+    "box nearly twice": Damage("duplicate-box", _append("annotations", id=5000, bbox=[4.05, 3, 8, 10]), (10,), (5000,)),
     "iscrowd 2": Damage("iscrowd", _set("annotations", 0, iscrowd=2), (10,), (1000,)),
     "iscrowd as text": Damage("iscrowd", _set("annotations", 0, iscrowd="0"), (10,), (1000,)),
     "area as text": Damage("area-value", _set("annotations", 0, area="80"), (10,), (1000,)),

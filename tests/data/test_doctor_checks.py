@@ -10,6 +10,7 @@ from doctor_cases import ALL_BOXES, DAMAGES, clean, write_images, write_json
 from retinanet.data.coco import CocoDataset
 from retinanet.data.doctor import KINDS, Source, errors, examine, quick_check
 from retinanet.data.doctor.boxes import find_copies
+from retinanet.data.doctor.layout import CENTER, COCO_FORM, CORNERS, Layout, guess_layout
 from retinanet.data.doctor.table import key_of, tabulate
 from retinanet.engine.coco_json import ground_truth
 from retinanet.errors import UserError
@@ -177,6 +178,19 @@ def test_real_boxes_are_recognised_in_every_format(shared, tmp_path):
         boxes = report_of(tmp_path, content).boxes
         assert str(boxes.layout) == "x1, y1, x2, y2 as shares of the image side (0..1)"
         np.testing.assert_allclose(boxes.xywh, right.xywh, atol=1e-9)
+
+
+@pytest.mark.parametrize("form", [COCO_FORM, CORNERS, CENTER])
+@pytest.mark.parametrize("name", ["bccd/annotations/train", "raccoon/annotations/train"])
+def test_samples_of_real_sets_show_their_format(shared, name, form):
+    table = tabulate(json.loads(shared(f"data/{name}.json").read_text()))
+    generator, sizes = np.random.default_rng(0), table.box_sizes
+    x, y, w, h = table.boxes.T
+    written = {COCO_FORM: [x, y, w, h], CORNERS: [x, y, x + w, y + h], CENTER: [x + w / 2, y + h / 2, w, h]}[form]
+    boxes = np.stack(written, axis=1)
+    for _ in range(40):
+        rows = generator.permutation(len(boxes))[:60]
+        assert guess_layout(boxes[rows], sizes[rows]) == Layout(form)
 
 
 def test_crowds_are_judged_for_nothing_but_their_numbers(tmp_path):

@@ -84,7 +84,9 @@ def test_ids_that_spell_a_number_become_it(tmp_path, name):
 def test_ids_that_are_words_become_free_numbers(tmp_path):
     content = clean()
     DAMAGES["image id as word"].apply(content)
-    expected = json.loads(json.dumps(clean()).replace('"image_id": 10,', '"image_id": 1,').replace('"id": 10,', '"id": 1,'))
+    expected = json.loads(
+        json.dumps(clean()).replace('"image_id": 10,', '"image_id": 1,').replace('"id": 10,', '"id": 1,')
+    )
     assert repaired(tmp_path, content)[0] == expected
 
 
@@ -130,7 +132,10 @@ def test_images_of_one_file_are_joined_and_have_the_boxes_of_all_once(tmp_path):
     content = clean()
     content["images"].append(content["images"][0] | {"id": 77})
     same, new = copy.deepcopy(content["annotations"][0]), copy.deepcopy(content["annotations"][0])
-    content["annotations"] += [same | {"id": 1, "image_id": 77}, new | {"id": 2, "image_id": 77, "bbox": [50, 50, 9, 9]}]
+    content["annotations"] += [
+        same | {"id": 1, "image_id": 77},
+        new | {"id": 2, "image_id": 77, "bbox": [50, 50, 9, 9]},
+    ]
     fixed, changes, _ = repaired(tmp_path, content)
     assert fixed["images"] == clean()["images"]
     assert fixed["annotations"] == [*clean()["annotations"], new | {"id": 2, "image_id": 10, "bbox": [50, 50, 9, 9]}]

@@ -33,9 +33,10 @@ def describe(table: Table, boxes: Boxes) -> Overview:
     """Return the counts of what training would use."""
     used = _used(table, boxes)
     area = boxes.clipped[used, 2] * boxes.clipped[used, 3]
-    pairs = np.unique(np.stack([table.labels[used], table.rows[used]], axis=1), axis=0)
+    number = max(len(table.images), 1)
+    pairs = np.unique(table.labels[used] * number + table.rows[used])  # a number for each image of a category
     per_class = np.bincount(table.labels[used], minlength=len(table.categories))
-    images = np.bincount(pairs[:, 0], minlength=len(table.categories))
+    images = np.bincount(pairs // number, minlength=len(table.categories))
     order = np.argsort(-per_class, kind="stable").tolist()
     names = _unique_names(table)
     return Overview(

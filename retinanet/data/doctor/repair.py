@@ -35,21 +35,24 @@ def repair(report: Report) -> list[Change]:
     path, content = report.source.annotations, report.content
     if not isinstance(content, dict):
         raise UserError(f"{path}: cannot be repaired: {report.findings[0].message}")
-    if not any(finding.fix for finding in report.findings):
-        return []
     draft = Draft(content)
+    if any(finding.fix for finding in report.findings):  # else spare a large clean set the time
+        _repair_until_nothing_changes(draft, report)
+    for section in ("images", "categories"):
+        if not content[section]:
+            done = "; ".join(map(str, draft.changes)) or "there is nothing in the original"
+            raise UserError(f"{path}: cannot be repaired, nothing would be left in {section!r}: {done}")
+    return draft.changes
+
+
+def _repair_until_nothing_changes(draft: Draft, report: Report) -> None:
     opened, images = report.opened.items(), report.table.images
     problems = {images[row]["file_name"]: one.problem for row, one in opened if one.problem}
     for _ in range(_MOST_ROUNDS):
         before = len(draft.changes)
         _one_round(draft, report.source.images_dir, problems)
         if len(draft.changes) == before:
-            break
-    for section in ("images", "categories"):
-        if not content[section]:
-            done = "; ".join(map(str, draft.changes))
-            raise UserError(f"{path}: cannot be repaired, nothing would be left in {section!r}: {done}")
-    return draft.changes
+            return
 
 
 def write_repaired(report: Report, path: Path) -> None:
