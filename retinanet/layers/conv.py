@@ -115,11 +115,29 @@ class StandardizedConv2d(Conv2d):
 
     def effective_weight(self) -> Tensor:
         """Return (W - mean) / sqrt(var + 1e-5) or (W - mean) / (sqrt(var) + 1e-5), var unbiased, per output filter."""
-        if self.eps_in == "var":
-            var, mean = torch.var_mean(self.weight, dim=(1, 2, 3), keepdim=True)
-            return (self.weight - mean) * torch.rsqrt(var + 1e-5)
-        std, mean = torch.std_mean(self.weight, dim=(1, 2, 3), keepdim=True)
-        return (self.weight - mean) / (std + 1e-5)
+        in_place = self.weight.is_contiguous()  # else channels_last, whose filters are rows of memory as well
+        stored = self.weight if in_place else self.weight.permute(0, 2, 3, 1)
+        filters = stored.flatten(1)
+        weight = (_standardized_in_var if self.eps_in == "var" else _standardized_in_std)(filters).view(stored.shape)
+        return weight if in_place else weight.permute(0, 3, 1, 2)
+
+
+def _standardized_in_var(filters: Tensor) -> Tensor:
+    """Return (W - mean) / sqrt(var + 1e-5) of the rows of `filters` (out, values), var unbiased.
+
+    Layer norm, whose variance is biased, computes the same with eps and result rescaled: on a CPU in a quarter of the
+    time of `var_mean` and its backward, which for R50 would be 0.3 s of a step.
+    """
+    values = filters.shape[1]
+    unbiased = (values - 1) / values
+    return F.layer_norm(filters, (values,), eps=1e-5 * unbiased) * unbiased**0.5
+
+
+def _standardized_in_std(filters: Tensor) -> Tensor:
+    """Return (W - mean) / (sqrt(var) + 1e-5) of the rows of `filters` (out, values), var unbiased."""
+    centred = filters - filters.mean(dim=1, keepdim=True)
+    std = torch.linalg.vector_norm(centred, dim=1, keepdim=True) / (filters.shape[1] - 1) ** 0.5
+    return centred / (std + 1e-5)
 
 
 CONVS = {"plain": Conv2d, "standardized": StandardizedConv2d, "centralized": CentralizedConv2d}

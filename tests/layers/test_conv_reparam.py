@@ -50,6 +50,15 @@ def test_effective_weight_has_mean_zero_per_output_filter_of_a_grouped_conv(kind
         torch.testing.assert_close(weight.var((1, 2, 3)), torch.ones(6), rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("eps_in", ["var", "std"])
+def test_channels_last_weights_are_standardized_the_same_and_stay_channels_last(eps_in):
+    conv = StandardizedConv2d(4, 6, 3, groups=2, eps_in=eps_in).double()
+    expected = conv.effective_weight()
+    weight = conv.to(memory_format=torch.channels_last).effective_weight()
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(weight, expected, rtol=1e-12, atol=1e-12)
+
+
 def test_both_places_of_eps_by_hand():
     weight = torch.tensor([-1.0, 1.0]).view(1, 2, 1, 1) * 0.01  # unbiased variance 2e-4
     for eps_in, root in (("var", (2e-4 + 1e-5) ** 0.5), ("std", 2e-4**0.5 + 1e-5)):
