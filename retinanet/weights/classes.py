@@ -1,5 +1,6 @@
 """The rows of the class layer: which row of a file belongs to which class of the model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -39,15 +40,16 @@ class RowPlan:
 
 
 def plan_rows(
-    held: int, wanted: int, source_names: list[str], names: list[str], background_row: bool = False
+    held: int, wanted: int, candidates: list[list[str]], names: list[str], background_row: bool = False
 ) -> RowPlan:
     """Decide which of the `held` rows per anchor of a file each of the `wanted` classes of the model takes.
 
     By name where both sides have names; else one to one for equal counts; a background row 0 is left out when that
     makes the counts equal, and torchvision's 91 rows give COCO's 80 by category id. Otherwise every class is new.
-    Raises `UserError` when `source_names` does not fit the file.
+    candidates: lists of names that the file's rows may have, by preference; the first that fits their count is taken.
+    names: of the model's classes, in order. Raises `UserError` when there are candidates and none fits.
     """
-    row_of = _rows_by_name(held, source_names, background_row)
+    source_names, row_of = _rows_by_name(held, [list(given) for given in candidates if given], background_row)
     if row_of and len(names) == wanted and not (held == wanted and names == source_names):
         return _by_name(row_of, names, held)
     if held == wanted:
@@ -63,21 +65,23 @@ def plan_rows(
     )
 
 
-def _rows_by_name(held: int, source_names: list[str], background_row: bool) -> dict[str, int]:
-    if not source_names:
-        return {}
-    if len(source_names) == held:
-        rows = range(held)
-    elif background_row and len(source_names) == held - 1:
-        rows = range(1, held)
-    elif background_row and held == 91 and len(source_names) == len(COCO):
-        rows = list(COCO)
-    else:
+def _rows_by_name(held: int, candidates: list[list[str]], background_row: bool) -> tuple[list[str], dict[str, int]]:
+    for names in candidates:
+        rows: Sequence[int] = ()
+        if len(names) == held:
+            rows = range(held)
+        elif background_row and len(names) == held - 1:
+            rows = range(1, held)
+        elif background_row and held == 91 and len(names) == len(COCO):
+            rows = list(COCO)
+        if rows:
+            return names, dict(zip(names, rows, strict=True))
+    if candidates:
         raise UserError(
-            f"MODEL.WEIGHTS_CLASSES: {len(source_names)} names, but the class layer of the file has {held} classes; "
+            f"MODEL.WEIGHTS_CLASSES: {len(candidates[0])} names, but the class layer of the file has {held} classes; "
             "name all of them in the file's order, or none"
         )
-    return dict(zip(source_names, rows, strict=True))
+    return [], {}
 
 
 def _by_name(row_of: dict[str, int], names: list[str], held: int) -> RowPlan:

@@ -47,12 +47,11 @@ def load_weights(
     if not allow_missing:
         check_depth(source, model.state_dict())
     loading = _Loading(model, source, Report(source.title, str(path)))
-    names = list(source_classes) or source.classes or list(found.classes)
     inputs = inputs or Inputs()
     loading.turn_colours(inputs.channel_order)
     loading.convert_norms()
     loading.turn_anchors(inputs.anchors)
-    loading.convert_classes(names, list(classes), prior_prob)
+    loading.convert_classes([list(source_classes), source.classes, list(found.classes)], list(classes), prior_prob)
     loading.copy_the_rest()
     loading.report.warnings += contradictions(source, model, inputs)
     loading.finish(allow_missing)
@@ -120,7 +119,7 @@ class _Loading:
             kind = kind_of_leaves(leaves, prefix in self.source.folded, self.source.bare_norm)
             try:
                 converted = convert_norm(leaves, kind, norm, self.source.eps)
-            except NormRefused as refused:
+            except (NormRefused, RuntimeError) as refused:  # tensors of shapes that do not belong together
                 self.report.refused[prefix] = str(refused)
                 self._drop(names)
                 continue
@@ -134,21 +133,23 @@ class _Loading:
         order = anchor_order(self.source.anchors, anchors)
         for name in _PREDICTIONS if order else ():
             tensor = self.left.get(name)
-            if tensor is not None and tensor.shape[0] % len(order) == 0:
+            if tensor is not None and tensor.dim() and tensor.shape[0] % len(order) == 0:
                 self._turn(name, reorder_anchors(tensor, order))
         if order:
             self.report.notes.append(f"head: anchors brought from the file's order into the model's {order}")
 
-    def convert_classes(self, source_names: list[str], names: list[str], prior_prob: float) -> None:
+    def convert_classes(self, candidates: list[list[str]], names: list[str], prior_prob: float) -> None:
+        """candidates: names that the file's classes may have, the first that fit the file count."""
         weight, bias, _, box_bias = _PREDICTIONS
         if not all(name in self.wanted and name in self.left for name in _PREDICTIONS):
             return
         num_anchors = self.wanted[box_bias].numel() // 4
         rows = [tensors[bias].numel() for tensors in (self.left, self.wanted)]
-        if self.left[box_bias].numel() != num_anchors * 4 or rows[0] % num_anchors:
-            return  # another number of anchors: `copy_the_rest` finds that the shapes differ
+        fits = self.left[weight].shape == (rows[0], *self.wanted[weight].shape[1:]) and self.left[bias].dim() == 1
+        if self.left[box_bias].numel() != num_anchors * 4 or rows[0] % num_anchors or not fits:
+            return  # another head: `copy_the_rest` finds that the shapes differ
         held, wanted = (count // num_anchors for count in rows)
-        plan = plan_rows(held, wanted, source_names, names, self.source.background_row)
+        plan = plan_rows(held, wanted, candidates, names, self.source.background_row)
         if plan.is_identity:
             return
         self.report.notes.append(plan.note)
@@ -171,7 +172,7 @@ class _Loading:
                 self._put(name, tensor)
                 self._use([name])
             else:
-                self.misfits.append(f"{name} {tuple(tensor.shape)} in the file, {tuple(wanted.shape)} in the model")
+                self.misfits.append(_misfit(name, tensor, wanted))
                 self._drop([name])
 
     def finish(self, allow_missing: bool) -> None:
@@ -203,6 +204,10 @@ class _Loading:
         if tensor.shape != wanted.shape or self.source.tensors.get(name, tensor).shape != wanted.shape:
             listed = self.report.reshaped
             tensor = tensor.reshape(wanted.shape) if tensor.numel() == wanted.numel() else tensor
+            if tensor.shape[1:] != wanted.shape[1:] or (tensor.dim() < 2 and tensor.shape != wanted.shape):
+                # but for the length of a window, which its norm adapts
+                self.misfits.append(_misfit(name, tensor, wanted))
+                return
         self.state[name] = tensor.to(wanted.dtype)
         listed.append(name)
 
@@ -219,6 +224,10 @@ class _Loading:
         self.report.unused += [self.source.origin[name] for name in names]
         for name in names:
             del self.left[name]
+
+
+def _misfit(name: str, tensor: Tensor, wanted: Tensor) -> str:
+    return f"{name} {tuple(tensor.shape)} in the file, {tuple(wanted.shape)} in the model"
 
 
 def refuse_misfit(report: Report, misfits: list[str]) -> None:

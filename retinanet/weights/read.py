@@ -111,7 +111,7 @@ def _tensor(path: Path, name: str, value: Tensor | Array) -> Tensor:
     if isinstance(value, Array):
         require(value.value is not None, f"{name!r}, an array without numbers")
         return torch.from_numpy(value.value.astype(value.value.dtype.newbyteorder("="), copy=False))
-    plain = value.layout == torch.strided and value.device.type == "cpu"
+    plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_complex()
     if not plain or value.numel() * value.element_size() > value.untyped_storage().nbytes():
         raise UserError(f"{path}: {name!r} is no plain tensor ({value.layout}, {tuple(value.shape)}); refused")
     return value.detach()

@@ -1,14 +1,18 @@
 """Loading is strict, says what became of every tensor, and keeps the function of the network."""
 
 import logging
+import pickle
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from weights.cases import backbone_only, make_cfg, make_model, write, write_caffe2
 
 from retinanet.config import dump_config
 from retinanet.errors import UserError
+from retinanet.weights import recognise as recognise_module
 from retinanet.weights.compare import Inputs
 from retinanet.weights.load import build_weights, load_weights
 from retinanet.weights.report import Report
@@ -113,6 +117,11 @@ def r50_pkl(tmp_path_factory) -> tuple[str, dict]:
     extra = {"conv1_b": np.zeros(64, np.float32), "fc1000_w": np.zeros((4, 8), np.float32), "fc1000_b": np.zeros(4)}
     blobs |= extra
     return write_caffe2(tmp_path_factory.mktemp("caffe2") / "R-50.pkl", blobs, 4), blobs
+
+
+def test_blobs_without_a_frame_are_read_and_protocol_2_of_python_3(r50_pkl, tmp_path):
+    (tmp_path / "flat.pkl").write_bytes(pickle.dumps(r50_pkl[1], 2))
+    assert len(load_weights(make_model(*R50, *AFFINE), str(tmp_path / "flat.pkl")).matched) == 159
 
 
 def test_an_imagenet_file_leaves_fpn_and_head_as_they_start(r50_pkl):
@@ -226,6 +235,21 @@ def torchvision_backbone(tmp_path) -> tuple[str, torch.nn.Module]:
     return write(tmp_path / "resnet18.pth", oracle.state_dict()), oracle
 
 
+def test_only_the_published_v1_of_torchvision_has_no_eps(tmp_path, monkeypatch):
+    import torchvision
+
+    oracle = torchvision.models.get_model("retinanet_resnet50_fpn", weights=None, weights_backbone=None, num_classes=3)
+    oracle.backbone.body.bn1.running_var.mul_(1e-5)
+    file = write(tmp_path / "v1.pth", oracle.state_dict())
+    opts = (*R50, *AFFINE, "MODEL.FPN.CHANNELS", 256, "MODEL.HEAD.NUM_CONVS", 4, "MODEL.FPN.P6_FROM", "P5")
+    for digest, eps in (("eeacb38b1234", 0.0), ("000000001234", 1e-5)):
+        monkeypatch.setattr(recognise_module, "file_digest", lambda path, algorithm, digest=digest: digest)
+        model = make_model(*opts)
+        load_weights(model, file)
+        expected = 1 / np.sqrt(1e-5 + eps)
+        torch.testing.assert_close(model.backbone.conv1.norm.weight, torch.full((64,), float(expected)))
+
+
 def test_colours_are_turned_to_those_of_the_model(tmp_path):
     file, oracle = torchvision_backbone(tmp_path)
     model = make_model(*R18, *BN)
@@ -302,6 +326,13 @@ def test_names_given_for_the_file_are_preferred_to_its_own(tmp_path):
     torch.testing.assert_close(ours, theirs.flip(1), rtol=0, atol=0)
 
 
+def test_names_that_do_not_fit_the_file_yield_to_its_own(tmp_path):
+    file = checkpoint(tmp_path / "w.pth", make_model(*R18), make_cfg(*R18), classes=("cat", "dog", "cow"))
+    model = make_model(*R18, "MODEL.NUM_CLASSES", 2)
+    report = load_weights(model, file, classes=["dog", "cat"], source_classes=["made", "for", "another", "file"])
+    assert "2 of 2 classes are copied by name" in report.summary()
+
+
 def test_numbers_in_place_of_names_do_not_hide_equal_counts(tmp_path):
     source = make_model(*R18)
     file = checkpoint(tmp_path / "w.pth", source, make_cfg(*R18), classes=("cat", "dog", "cow"))
@@ -347,3 +378,45 @@ def test_the_configuration_reaches_the_loader(tmp_path):
 def test_a_missing_file_names_the_nearest_alias():
     with pytest.raises(UserError, match=r"there is no file 'detectron:/R-50'; did you mean 'detectron://R-50'"):
         load_weights(make_model(*R18), "detectron:/R-50")
+
+
+@pytest.fixture(scope="module")
+def small_state() -> dict[str, torch.Tensor]:
+    return make_model(*R18, *BN).state_dict()
+
+
+@pytest.fixture(scope="module")
+def small_models() -> list[torch.nn.Module]:
+    return [make_model(*R18, *norm) for norm in (BN, AFFINE, FROZEN, GN)]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_state_dict_is_loaded_or_refused(data, small_state, small_models, tmp_path):
+    """Tensors of wrong shapes, kinds and names end in a report or in a `UserError`, and in nothing else."""
+    state = dict(small_state)
+    for _ in range(data.draw(st.integers(1, 3))):
+        name = data.draw(st.sampled_from(sorted(state)))
+        shape = data.draw(st.sampled_from([(), (1,), (3,), (0,), (27,), (64,), (2, 3), (64, 1, 1, 1), (1, 64, 1, 1)]))
+        dtype = data.draw(st.sampled_from([torch.float32, torch.float16, torch.int64, torch.bool, torch.complex64]))
+        action = data.draw(st.sampled_from(["replace", "drop", "rename", "transpose"]))
+        if action == "replace":
+            state[name] = torch.zeros(shape, dtype=dtype)
+        elif action == "transpose":
+            state[name] = state[name].flatten().flip(0)
+        else:
+            value = state.pop(name)
+            if action == "rename":
+                state[name[::-1]] = value
+    order = AnchorOrder("torchvision", (0.5, 1.0, 2.0), 3, True)
+    model = data.draw(st.sampled_from(small_models))
+    try:
+        report = load_weights(
+            model,
+            write(tmp_path / "w.pth", state),
+            inputs=Inputs("BGR", anchors=order),
+            allow_missing=data.draw(st.booleans()),
+        )
+        assert_complete(report, model, set(state))
+    except UserError:
+        pass
