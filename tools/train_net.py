@@ -18,6 +18,7 @@ from retinanet.engine.run import (
     build_trainer,
     choose_device,
     class_list,
+    examine_data,
     output_folder,
     resolve_num_classes,
     resume,
@@ -44,12 +45,11 @@ def main(argv: list[str] | None = None) -> None:
     distributed.start(device.type)
     check_device(cfg, device.type)
     warnings += check_world_size(cfg, distributed.world_size())
-    folder = output_folder(cfg)
-    checkpointer = Checkpointer(folder, cfg.SOLVER.CHECKPOINT_KEEP)
-    if checkpointer.existing() and not args.resume:
-        raise UserError(f"OUTPUT_DIR: {folder} holds a run already; add --resume to go on, or choose another folder")
+    checkpointer = open_run(cfg, args.resume)
+    folder = checkpointer.folder
     train_set, test_sets = build_datasets(cfg)
     cfg = resolve_num_classes(cfg, train_set)
+    warnings += examine_data(cfg) if distributed.is_main() and not args.resume else []
 
     start_logging(folder if distributed.is_main() else None, console=distributed.is_main())
     log = get_logger()
@@ -64,8 +64,7 @@ def main(argv: list[str] | None = None) -> None:
         write_atomically(folder / "config.yaml", lambda file: file.write(text.encode()))
 
     writer = MetricsWriter(folder, trainer.iteration) if distributed.is_main() else None
-    schedule = build_schedule(cfg)
-    scaled = trainer.scaler is not None
+    schedule, scaled = build_schedule(cfg), trainer.scaler is not None
     progress = Progress(writer, schedule.max_iter, device, trainer.iteration, state.get("log_window"), scaled)
     loader = build_train_loader(
         cfg, train_set, trainer.iteration * cfg.SOLVER.ACCUMULATE, distributed.rank(), distributed.world_size()
@@ -90,6 +89,16 @@ def main(argv: list[str] | None = None) -> None:
         log.info("%s: saved at iteration %d; --resume goes on from there", request.name, trainer.iteration)
         sys.exit(128 + signal.Signals[request.name])
     log.info("finished: everything is in %s", folder)
+
+
+def open_run(cfg, resuming: bool) -> Checkpointer:
+    """Return the checkpoints of `OUTPUT_DIR`; `UserError` when there are some and nobody asked to go on from them."""
+    checkpointer = Checkpointer(output_folder(cfg), cfg.SOLVER.CHECKPOINT_KEEP)
+    if checkpointer.existing() and not resuming:
+        raise UserError(
+            f"OUTPUT_DIR: {checkpointer.folder} holds a run already; add --resume to go on, or choose another folder"
+        )
+    return checkpointer
 
 
 if __name__ == "__main__":

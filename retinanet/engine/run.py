@@ -10,6 +10,7 @@ import yaml
 
 from retinanet.data.catalog import Concatenated, build_dataset
 from retinanet.data.coco import CocoDataset
+from retinanet.data.doctor import build_sources, errors, quick_check
 from retinanet.engine.checkpoint import Checkpointer
 from retinanet.engine.ema import model_ema
 from retinanet.engine.optim import build_optimizer
@@ -56,6 +57,25 @@ def build_datasets(cfg) -> tuple[CocoDataset | Concatenated, list[CocoDataset]]:
                 "evaluation need the same ids and names"
             )
     return train, tests
+
+
+def examine_data(cfg) -> list[str]:
+    """Return what is doubtful about the annotations of the data sets, a line each, without opening images.
+
+    Raises `UserError` for errors that would spoil training or evaluation; `tools/check_dataset.py` tells more.
+    """
+    train, tests = build_sources(cfg)
+    lines = []
+    for source in (*train, *tests):
+        findings = quick_check(source)
+        if wrong := errors(findings):
+            shown = "; ".join(map(str, wrong[:3])) + ("; ..." if len(wrong) > 3 else "")
+            raise UserError(
+                f"{source.name}: {shown}. tools/check_dataset.py --annotations {source.annotations} --fix OUT.json "
+                "writes a repaired copy"
+            )
+        lines += [f"{source.name}: {finding}" for finding in findings]
+    return lines
 
 
 def resolve_num_classes(cfg, dataset: CocoDataset):

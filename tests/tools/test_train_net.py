@@ -211,6 +211,17 @@ def test_bad_data_ends_with_status_2_and_its_name(data, tmp_path, run, change, n
     assert named in done.stderr
 
 
+def repeated_ids(content):
+    for annotation in content["annotations"]:
+        annotation["id"] = 7
+
+
+def test_doubtful_data_is_named_before_training(data, tmp_path, run):
+    done = run(broken(data, tmp_path, repeated_ids), tmp_path / "run", "SOLVER.MAX_ITER", "1")
+    assert done.status == 0, done.stderr
+    assert "[duplicate-annotation-id]" in (tmp_path / "run/log.txt").read_text()
+
+
 def test_missing_coco_says_what_is_missing_and_what_to_do(tmp_path):
     (tmp_path / "catalog.yaml").write_text(
         "coco_2017_train: {images: coco/train2017, annotations: coco/annotations/instances_train2017.json}\n"
