@@ -270,3 +270,24 @@ def test_four_images_are_learned_by_heart(tmp_path, run):
     assert done.status == 0, done.stderr
     metrics = json.loads((tmp_path / "run/inference/synthetic_train/metrics.json").read_text())
     assert metrics["AP"] > 90, metrics
+
+
+def test_the_coco_configuration_trains_evaluates_and_resumes_on_coco_images(tmp_path, shared, capfd):
+    coco = shared("data/coco_mini")
+    (tmp_path / "catalog.yaml").write_text(
+        f"coco_2017_train: {{images: {coco}/train2017, annotations: {coco}/annotations/instances_train2017.json}}\n"
+        f"coco_2017_val: {{images: {coco}/val2017, annotations: {coco}/annotations/instances_val2017.json}}\n"
+    )
+    options = [
+        *("--config", "configs/retinanet_R50_gn_fpn.yaml", "MODEL.WEIGHTS", "", "MODEL.ALLOW_MISSING_WEIGHTS", "True"),
+        *("DATASETS.CATALOG", str(tmp_path / "catalog.yaml"), "OUTPUT_DIR", str(tmp_path / "run")),
+        *("INPUT.MIN_SIZE_TRAIN", "96", "INPUT.MAX_SIZE_TRAIN", "160", "INPUT.MIN_SIZE_TEST", "64"),
+        *("INPUT.MAX_SIZE_TEST", "96", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.REFERENCE_BATCH", "0"),
+    ]
+    train_net.main([*options, "SOLVER.MAX_ITER", "2"])
+    train_net.main([*options, "SOLVER.MAX_ITER", "3", "--resume"])
+    assert weights(tmp_path / "run", 3)["iteration"] == 3
+    assert len(weights(tmp_path / "run", 3)["classes"]) == 80
+    metrics = json.loads((tmp_path / "run/inference/coco_2017_val/metrics.json").read_text())
+    assert metrics["AP"] is not None
+    assert "resumed from" in capfd.readouterr().out
