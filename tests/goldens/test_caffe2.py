@@ -179,7 +179,9 @@ def test_two_steps_of_the_caffe2_trainer(variant, folder):
     size = TRAINING[variant]
     sizes = ("INPUT.MIN_SIZE_TEST", size[0], "INPUT.MAX_SIZE_TEST", 1333)
     cfg, model = load_variant(folder, variant, *opts, *sizes, training=True)
-    model.train()
+    # All of this net trains, and in float32 one ReLU input of res2 is within rounding of zero, on either side of it
+    # with the memory format; its sign decides a sampled gradient. In float64 it is where Caffe2 has it.
+    model.to(torch.float64 if variant == "all_gn" else torch.float32).train()
     batch, loss, optimizer = training_batch(cfg, size), build_loss(cfg), build_optimizer(cfg, model)
     set_lr(optimizer, expected["lr"])
     native = {blob: _TABLE.translate(blob) for blob in expected["trainable"]}
