@@ -74,8 +74,9 @@ def test_empty_batch_moves_nothing_and_gives_zero_gradients():
 
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
 def test_non_finite_input_moves_nothing(bad):
-    layer, x = MABN(3, simulated_batch=4), randn(2, 3, 4, 4)
-    run(layer, x.clone(), x)
+    layer, x = MABN(3, simulated_batch=4, warmup_iters=1), randn(2, 3, 4, 4)
+    for step in range(5):  # the window is in use
+        run(layer, x * (step + 1), x)
     before = copy.deepcopy(layer.state_dict())
     x[0, 0, 0, 0] = bad
     run(layer, x, torch.ones_like(x))
@@ -210,3 +211,29 @@ def test_compiled_training_is_one_graph_and_equals_eager():
         torch.testing.assert_close(model.state_dict(), eager.state_dict(), rtol=1e-5, atol=1e-6)
         for (name, p), q in zip(eager.named_parameters(), model.parameters(), strict=True):
             torch.testing.assert_close(q.grad, p.grad, rtol=1e-4, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_gradient_scaler_that_overflows_leaves_no_trace_in_later_steps():
+    """fp16 with a scale that is far too large: the first steps are infinite, the scaler halves, training goes on."""
+    torch.manual_seed(0)
+    half = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), MABN(4, simulated_batch=8, warmup_iters=2))
+    full = copy.deepcopy(half)
+    scaler, infinite = torch.amp.GradScaler("cpu", init_scale=2.0**17), 0
+    optimizer = torch.optim.SGD(half.parameters(), lr=0.0)
+    for step in range(16):
+        x, w = randn(2, 3, 8, 8, seed=step), randn(2, 4, 6, 6, seed=50 + step)
+        set_loss_scale(half, scaler.scale(torch.ones(())))
+        with torch.autocast("cpu", torch.float16):
+            y = half(x)
+        scaler.scale((y * w).sum()).backward()
+        infinite += not half[0].weight.grad.isfinite().all()
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        (full(x) * w).sum().backward()
+        result, expected = half[0].weight.grad.clone(), full[0].weight.grad.clone()
+        half.zero_grad()
+        full.zero_grad()
+    assert 4 <= infinite <= 11  # then at least one whole window of finite steps followed
+    torch.testing.assert_close(half[1].buffer_gz, full[1].buffer_gz, rtol=0.02, atol=1e-3)
+    torch.testing.assert_close(result, expected, rtol=0.02, atol=0.02 * float(expected.abs().max()))
