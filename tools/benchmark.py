@@ -1,0 +1,196 @@
+"""Time and memory of the real training step, of detection, or of one norm: variants side by side in one run."""
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import _cli
+
+from retinanet.config.check import PARTS, check_config
+from retinanet.config.load import dump_config, load_config, load_config_text
+from retinanet.engine.benchmark import Settings, machine, measure
+from retinanet.engine.benchmark_peer import PEERS
+from retinanet.engine.benchmark_tasks import CONFIGURED, MEMORY_FORMATS, REFERENCE_NORM, Job
+from retinanet.engine.coco_json import write_json
+from retinanet.engine.run import choose_device
+from retinanet.errors import UserError, pick
+
+EXAMPLES = """  python tools/benchmark.py --config configs/retinanet_R50_bn_fpn.yaml --norms BN,MABN,BCN,GN
+  python tools/benchmark.py --config configs/retinanet_R50_gn.yaml --norms GN,BN --part HEAD --size 800 1344
+  python tools/benchmark.py --config configs/torchvision/retinanet_resnet50_fpn.yaml --norms config,torchvision --detect
+  python tools/benchmark.py --layer --norms BN,MABN,BCN --json layer.json
+
+--norms takes names of norms, set in --part; config, the configuration as it is; torchvision and torchvision_bn, its
+RetinaNet with frozen and with trained BN. Ratios refer to the first; a name given twice shows the noise. Weights are
+random, nothing is downloaded. OMP_NUM_THREADS sets the threads."""
+COCO_CLASSES = 80
+# task -> the default of --size, and of --steps on a CPU and on a GPU
+DEFAULTS = {"train": ((320, 320), 5, 20), "detect": ((320, 320), 5, 20), "layer": ((128, 128), 50, 200)}
+WARM_UP = {"cpu": 2, "cuda": 10}
+FACTS = {"saved_mib": "saved for backward MiB", "detections_per_image": "detections per image", "last_loss": "loss"}
+
+
+def main(argv: list[str] | None = None) -> None:
+    made = _cli.parser(__doc__, EXAMPLES)
+    made.add_argument("--norms", metavar="A,B,...", help="what to compare (default: config, with --layer all norms)")
+    made.add_argument("--part", metavar="A,B", default="BACKBONE,FPN", help=f"where: {', '.join(PARTS)} (%(default)s)")
+    task = made.add_mutually_exclusive_group()
+    task.add_argument("--detect", action="store_true", help="time detection, plain and with norms folded")
+    task.add_argument("--layer", action="store_true", help="time one norm alone beside torch.nn.BatchNorm2d")
+    made.add_argument("--rounds", type=int, metavar="N", default=3, help="turns of every variant (%(default)s)")
+    made.add_argument("--steps", type=int, metavar="N", help="timed runs in a turn (5 on a CPU, 20 on a GPU)")
+    made.add_argument("--warm-up", type=int, metavar="N", help="runs before the first turn (2 on a CPU, 10 on a GPU)")
+    made.add_argument(
+        "--size", type=int, nargs=2, metavar=("H", "W"), help="of the images (320 320), of the map (128 128)"
+    )
+    made.add_argument("--batch", type=int, metavar="N", default=2, help="images of a micro-batch (%(default)s)")
+    made.add_argument("--boxes", type=int, metavar="N", default=7, help="boxes in an image (%(default)s)")
+    made.add_argument("--channels", type=int, metavar="C", default=64, help="with --layer (%(default)s)")
+    made.add_argument("--scores", type=int, metavar="N", default=2000, help="scores above the threshold (%(default)s)")
+    made.add_argument("--json", metavar="FILE", help="write everything measured")
+    made.add_argument("--profile", metavar="FOLDER", help="also write a trace of each variant and print its kernels")
+    args = _cli.parse(made, argv)
+    task = "layer" if args.layer else "detect" if args.detect else "train"
+    groups, settings = plan(args, task)
+    before, rows = machine(), []
+    for jobs in groups:
+        rows += measure(jobs, settings, progress=lambda line: print(line, file=sys.stderr, flush=True))
+    command = " ".join(["python tools/benchmark.py", *(sys.argv[1:] if argv is None else argv)])
+    found = {
+        "command": command,
+        "machine": before | rows[0]["host"] | {"load_after": machine()["load"]},
+        "settings": settings_of(groups[0][0], settings),
+        "results": rows,
+    }
+    print(heading(found))
+    for jobs in groups:
+        print(f"\n{table([row for row in rows if row['task'] == jobs[0].task])}")
+    for row in rows:
+        if "kernels" in row:
+            print(f"\n{row['task']}, {row['variant']}\n{row['kernels']}")
+    if args.json:
+        write_json(Path(args.json), found)
+        print(f"\nwritten to {args.json}")
+
+
+def plan(args: argparse.Namespace, task: str) -> tuple[list[list[Job]], Settings]:
+    """Return the jobs of each task, and how often they run; `UserError` for whatever can be known to be wrong."""
+    check_numbers(args)
+    cfg = configuration(args, [])
+    device = choose_device(cfg.DEVICE).type
+    size, *steps = DEFAULTS[task]
+    settings = Settings(
+        args.rounds,
+        args.steps or steps[device == "cuda"],
+        WARM_UP[device] if args.warm_up is None else args.warm_up,
+        args.profile or "",
+    )
+    job = Job("", task, "", tuple(args.size or size), args.batch, args.boxes, args.channels, args.scores)
+    names = args.norms.split(",") if args.norms else [CONFIGURED] if task != "layer" else list(_cli.NORMS)
+    if task == "layer":
+        names = [pick(_cli.NORMS, name, "--norms") and name for name in names]
+        jobs = [replace(job, variant=name, config=dump_config(cfg)) for name in (REFERENCE_NORM, *names)]
+        return [[replace(job, task=each) for job in jobs] for each in MEMORY_FORMATS], settings
+    jobs = [replace(job, variant=name, config=dump_config(of_variant(args, name))) for name in names]
+    if task == "detect":
+        pairs = [(job, folded) for job in jobs for folded in (False, True)]
+        jobs = [replace(job, folded=folded) for job, folded in pairs if not (folded and job.variant in PEERS)]
+    return [jobs], settings
+
+
+def check_numbers(args: argparse.Namespace) -> None:
+    least = {"rounds": 1, "steps": 1, "warm_up": 0, "size": 1, "batch": 1, "boxes": 0, "channels": 1, "scores": 0}
+    for name, smallest in least.items():
+        value = getattr(args, name)
+        if value is not None and min(value if name == "size" else [value]) < smallest:
+            raise UserError(f"--{name.replace('_', '-')}: {value} has to be at least {smallest}")
+    if args.json and Path(args.json).is_dir():
+        raise UserError(f"--json: {args.json} is a folder; name a file")
+
+
+def of_variant(args: argparse.Namespace, name: str):
+    """Return the configuration of one of `--norms`."""
+    pick(dict.fromkeys((*_cli.NORMS, CONFIGURED, *PEERS)), name, "--norms")
+    if name in (CONFIGURED, *PEERS):
+        return configuration(args, [])
+    parts = [pick({part: part for part in PARTS}, part, "--part") for part in args.part.split(",")]
+    return configuration(args, [text for part in parts for text in (f"MODEL.{part}.NORM", name)])
+
+
+def configuration(args: argparse.Namespace, more: list[str]):
+    """Return the checked configuration with the keys `more` and `--batch`; COCO's classes where the data decides."""
+    opts = [*args.opts, "SOLVER.IMS_PER_BATCH", str(args.batch), *more]
+    if args.layer and not args.config:
+        cfg = load_config_text("", "", opts)
+    elif args.config:
+        cfg = load_config(args.config, opts)
+    else:
+        raise UserError("--config FILE is missing; the files in configs/ are ready to use")
+    check_config(cfg, False, _cli.NORMS, _cli.BACKBONES)
+    if cfg.MODEL.NUM_CLASSES == 0:
+        cfg.defrost()
+        cfg.MODEL.NUM_CLASSES = COCO_CLASSES
+        cfg.freeze()
+    return cfg
+
+
+def settings_of(job: Job, settings: Settings) -> dict:
+    """Return what the figures depend on and a reader cannot see in them."""
+    cfg = load_config_text(job.config, "")
+    shape = {"size": list(job.size), "batch": job.batch}
+    if job.task in MEMORY_FORMATS:
+        shape["channels"] = job.channels
+    else:
+        solver = {key.lower(): cfg.SOLVER[key] for key in ("AMP", "CHANNELS_LAST", "COMPILE", "ACCUMULATE")}
+        shape |= {"boxes": job.boxes, "num_classes": cfg.MODEL.NUM_CLASSES, "backbone": cfg.MODEL.BACKBONE.NAME}
+        shape |= {"freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT, **solver}
+    if job.task == "detect":
+        shape["scores"] = job.scores
+    return shape | {"rounds": settings.rounds, "steps": settings.steps, "warm_up": settings.warm_up}
+
+
+def heading(found: dict) -> str:
+    """Return machine and settings as lines for people."""
+    host = found["machine"]
+    environment = " ".join(f"{name}={value}" for name, value in host["environment"].items())
+    settings = ", ".join(f"{name} {value}" for name, value in found["settings"].items())
+    loads = " to ".join("unknown" if load is None else f"{load:.2f}" for load in (host["load"], host["load_after"]))
+    processor = f"{host['cpu']}, {host['capability']}, {host['cores']} cores, {host['threads']} threads, load {loads}"
+    versions = ", ".join(f"{name} {host[name]}" for name in ("torch", "torchvision", "python"))
+    lines = (found["command"], f"{host['date']}, {host['device']}; {processor}", versions, environment, settings)
+    return "\n".join(line for line in lines if line)
+
+
+def short(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
+def table(rows: list[dict]) -> str:
+    """Return the rows of one task as Markdown."""
+    facts = {key: title for key, title in FACTS.items() if key in rows[0]}
+    header = [rows[0]["task"], "ms", "rounds", "ratio", "range", "images/s", "CPU ms", "ratio", "peak MiB", "ratio"]
+    body = [
+        [
+            row["variant"],
+            short(row["ms"]),
+            f"{short(row['ms_low'])}-{short(row['ms_high'])}",
+            f"{row['ratio']:.2f}",
+            f"{row['ratio_low']:.2f}-{row['ratio_high']:.2f}",
+            short(row["images_per_s"]),
+            short(row["cpu_ms"]),
+            f"{row['cpu_ratio']:.2f}",
+            "-" if row["memory_mib"] is None else f"{row['memory_mib']:.0f}",
+            "-" if row["memory_ratio"] is None else f"{row['memory_ratio']:.2f}",
+            *("-" if row.get(key) is None else short(row[key]) for key in facts),
+        ]
+        for row in rows
+    ]
+    lines = [[*header, *facts.values()], *body]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join("| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines)
+
+
+if __name__ == "__main__":
+    _cli.run(main)
