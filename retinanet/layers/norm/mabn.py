@@ -24,6 +24,7 @@ backward twice, and only x is saved, in its own dtype; one instance may run seve
 non-finite batch leaves no trace in the state; gradients are stored without the loss scale (`set_loss_scale`).
 """
 
+import functools
 import logging
 
 import torch
@@ -118,13 +119,13 @@ class MABN(nn.Module):
         for name in ("buffer_x2", "buffer_gz"):
             saved = state.get(prefix + name)
             if saved is not None and len(saved) != self.window:
-                state[prefix + name] = self._refilled(saved, state.get(prefix + "iters"), prefix + name)
+                state[prefix + name] = self._refilled(saved, state.get(prefix + "iters"))
         super()._load_from_state_dict(state, prefix, *args)
 
-    def _refilled(self, saved: Tensor, iters: Tensor | None, name: str) -> Tensor:
+    def _refilled(self, saved: Tensor, iters: Tensor | None) -> Tensor:
         """Return a window of this layer's length whose rows are the mean of the rows in use of `saved`."""
         in_use = len(saved) if iters is None else min(len(saved), int(iters))
-        _log.info("%s has %d rows, this model %d: each is filled with their mean", name, len(saved), self.window)
+        _log_refill(len(saved), self.window)
         return (saved.sum(0) / max(1, in_use)).expand(self.window, -1).clone()
 
     def extra_repr(self) -> str:
@@ -178,6 +179,11 @@ def _with_row(window: Tensor, row: Tensor, values: Tensor) -> Tensor:
     """Return `window` (n, C) with `values` (C,) in place of row `row`, a tensor that does not reach the host."""
     rows = torch.arange(len(window), device=window.device)
     return torch.where(rows[:, None] == row, values.to(window.dtype), window)
+
+
+@functools.cache  # a model has two windows for each of its layers, and one line says it all
+def _log_refill(saved: int, own: int) -> None:
+    _log.info("MABN: the file has windows of %d rows, the model of %d; each row becomes the mean of theirs", saved, own)
 
 
 def _check_options(simulated_batch: int, keep_rate: float, images_per_batch: int) -> None:
