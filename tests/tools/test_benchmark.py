@@ -170,7 +170,7 @@ def test_from_a_shell_without_packages_for_evaluation(config, tmp_path):
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])},
         timeout=120,
         check=False,
     )
