@@ -1,0 +1,108 @@
+"""One optimizer step: it never waits for the device, skips what is not finite, and adds micro-batches up."""
+
+import copy
+
+import pytest
+import torch
+from detection_cases import SyncWatch
+from model_cases import small_cfg
+
+from retinanet.engine.ema import model_ema
+from retinanet.engine.optim import build_optimizer, set_lr
+from retinanet.engine.train import Trainer, train_step
+from retinanet.modeling.build import build_loss, build_model
+from retinanet.structures import Batch, pad_targets
+
+GN = ("NORMS", ("GN", "GN", "GN"))
+NORMS = [*((name,) * 3 for name in ("GN", "MABN", "BCN", "BN")), ("AffineChannel", "GN", "")]
+
+
+def new_trainer(*opts, **kwargs) -> Trainer:
+    torch.manual_seed(0)
+    cfg = small_cfg("MODEL.PIXEL_STD", [58.0, 58.0, 58.0], "MODEL.NORM_OPTIONS.BCN.GROUPS", 8, *opts)
+    model = build_model(cfg)
+    optimizer = build_optimizer(cfg, model)
+    set_lr(optimizer, 0.01)
+    return Trainer(model, model, build_loss(cfg), optimizer, **kwargs)
+
+
+def new_batch(count: int, seed: int = 0, boxes: int = 2) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count, 3, 64, 64), dtype=torch.uint8, generator=generator)
+    corners = torch.rand(count, boxes, 2, generator=generator) * 30
+    targets = [{"boxes": torch.cat([c, c + 24], 1), "labels": torch.arange(boxes) % 3} for c in corners]
+    sizes = torch.tensor([[64, 64]] * count)
+    return Batch(images, sizes, sizes, torch.ones(count, 2), *pad_targets(targets), list(range(count)))
+
+
+def state(trainer: Trainer) -> dict:
+    return copy.deepcopy(trainer.model.state_dict())
+
+
+@pytest.mark.parametrize("norms", NORMS, ids="-".join)
+def test_a_step_changes_the_weights_and_does_not_wait_for_the_device(norms):
+    trainer = new_trainer("NORMS", norms)
+    before = state(trainer)
+    with SyncWatch() as watch:
+        values = train_step(trainer, [new_batch(2)])
+    assert not watch.waits, watch.waits
+    assert all(value.dim() == 0 and torch.isfinite(value) for value in values.values())
+    for name, parameter in trainer.model.named_parameters():
+        assert trainer.optimizer.state[parameter]["momentum_buffer"].any() == parameter.requires_grad, name
+        if parameter.dim() == 4:
+            assert not torch.equal(parameter, before[name]), name
+
+
+@pytest.mark.parametrize("normalizer", ["batch", "image", "ema"])
+def test_micro_batches_add_up_to_the_big_batch(normalizer):
+    whole = new_batch(4)
+    parts = [
+        Batch(*(value[rows] for value in list(vars(whole).values())[:-1]), whole.image_ids[rows])
+        for rows in (slice(0, 1), slice(1, 4))
+    ]
+    big, small = (new_trainer(*GN, "MODEL.LOSS.NORMALIZER", normalizer) for _ in range(2))
+    for _ in range(2):
+        first, second = train_step(big, [whole]), train_step(small, parts)
+        torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(state(big), state(small), rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_that_is_not_finite_leaves_the_weights_alone():
+    trainer = new_trainer(*GN)
+    train_step(trainer, [new_batch(2)])
+    before, optimizer = state(trainer), copy.deepcopy(trainer.optimizer.state_dict())
+    bad = new_batch(2)
+    bad.images = bad.images.float()
+    bad.images[0, 0, 5, 5] = float("inf")
+    values = train_step(trainer, [bad])
+    assert not torch.isfinite(values["loss"] + values["grad_norm"])
+    torch.testing.assert_close(state(trainer), before, rtol=0, atol=0)
+    torch.testing.assert_close(trainer.optimizer.state_dict()["state"], optimizer["state"], rtol=0, atol=0)
+
+
+def test_empty_images_train():
+    trainer = new_trainer(*GN)
+    values = train_step(trainer, [new_batch(2, boxes=0)])
+    assert (values["num_fg"], values["loss_box"]) == (0, 0)
+    assert values["loss_cls"] > 0
+
+
+def test_clipping_caps_the_step_and_reports_the_norm_before_it():
+    free, capped = new_trainer(*GN), new_trainer(*GN, clip_grad_norm=1e-3)
+    one, other = train_step(free, [new_batch(2)]), train_step(capped, [new_batch(2)])
+    assert one["grad_norm"] == other["grad_norm"] > 1e-3
+    name, start = "head.cls_pred.weight", new_trainer(*GN).model.head.cls_pred.weight
+    long, short = ((state(t)[name] - start).norm() for t in (free, capped))
+    assert short < long * 2e-3 / float(one["grad_norm"])
+
+
+def test_averaged_weights_follow_their_formula_and_counters_are_copied():
+    trainer = new_trainer("NORMS", ("MABN", "MABN", "MABN"))
+    trainer.ema = model_ema(trainer.model, 0.9)
+    train_step(trainer, [new_batch(2)])
+    first = state(trainer)
+    train_step(trainer, [new_batch(2, seed=1)])
+    second, averaged = state(trainer), trainer.ema.module.state_dict()
+    for name, value in averaged.items():
+        expected = 0.9 * first[name] + 0.1 * second[name] if value.is_floating_point() else second[name]
+        torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6, msg=name)
