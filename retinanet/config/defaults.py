@@ -59,6 +59,7 @@ _C.MODEL.NORM_OPTIONS.BCN = CN()
 _C.MODEL.NORM_OPTIONS.BCN.GROUPS = 32  # groups of the channel normalization (BCN)
 _C.MODEL.NORM_OPTIONS.BCN.ESTIMATE = True  # True: EstBN (micro-batches), False: BN, in the batch half (BCN)
 _C.MODEL.NORM_OPTIONS.BCN.UPDATE_RATE = 0.01  # weight of the new batch in EstBN's running statistics; see docs
+_C.MODEL.NORM_OPTIONS.BCN.DECAY_ITERS = 0  # micro-batches after which that rate falls as 1/t; 0: it stays
 
 _C.MODEL.ANCHORS = CN()
 _C.MODEL.ANCHORS.SCALE = 4.0  # side of the first anchor of a level, in strides of that level (RetinaNet: 32 px at P3)

@@ -105,6 +105,9 @@ def test_a_run_leaves_all_that_the_readme_names(data, tmp_path, monkeypatch, run
 
 def test_a_resumed_run_equals_one_that_was_not_interrupted(data, tmp_path, run):
     options = ["SOLVER.MAX_ITER", "8", "SOLVER.EMA_DECAY", "0.9", "SOLVER.ACCUMULATE", "2"]
+    # every norm that keeps something: statistics, estimates and their step counts, windows
+    options += ["MODEL.BACKBONE.NORM", "MABN", "MODEL.FPN.NORM", "BCN", "MODEL.HEAD.NORM", "BN"]
+    options += ["MODEL.NORM_OPTIONS.BCN.GROUPS", "4"]
     assert run(data, tmp_path / "whole", *options).status == 0
     # 8 steps in two parts, the first ending inside a window of the log
     first = command(data, tmp_path / "parts", *options, "SOLVER.CHECKPOINT_PERIOD", "4", "DATALOADER.NUM_WORKERS", "0")
