@@ -5,17 +5,20 @@ touches no reference count and so copies no page. Only `images`, `annotations` a
 annotation only `image_id`, `category_id`, `bbox` and, where present, `iscrowd` and `id`.
 """
 
-import json
 import logging
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from retinanet.data.json_values import is_encodable, is_file_name, is_flag, is_whole, parse_json, shown
 from retinanet.errors import UserError
 
 logger = logging.getLogger(__name__)
 _SHOWN = 5  # culprits that a message lists
+_MAX_SIDE = 2**31 - 1  # pixels, what `sizes` can hold
+_MAX_FLOAT = sys.float_info.max
 _OUTSIDE_NOISE = 0.01  # pixels; COCO rounds coordinates to two decimals, so less than this is no finding
 
 
@@ -59,7 +62,7 @@ def load_annotations(path: str | Path, plus_one: bool = False, max_degenerate: i
     rows = _look_up(path, records, "image_id", image_ids.tolist(), "images")
     labels = _look_up(path, records, "category_id", category_ids, "categories")
     xywh = _bboxes(path, records)
-    crowd = np.array([bool(record.get("iscrowd", 0)) for record in records], dtype=bool)
+    crowd = _crowds(path, records)
     keep = ~(crowd | _degenerate(path, records, xywh, crowd, max_degenerate))
     order = np.flatnonzero(keep)[np.argsort(rows[keep], kind="stable")]
     boxes, num_clipped = _to_xyxy(path, records, order, xywh[order], sizes[rows[order]], plus_one)
@@ -80,12 +83,14 @@ def load_annotations(path: str | Path, plus_one: bool = False, max_degenerate: i
 
 def _read_json(path: str | Path) -> dict:
     try:
-        content = json.loads(Path(path).read_bytes())
+        content = parse_json(Path(path).read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path}: the annotation file does not exist") from None
     except OSError as error:
         raise UserError(f"{path}: the annotation file cannot be opened ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+    except RecursionError:
+        raise UserError(f"{path}: not valid json: nested too deeply; export or copy the file again") from None
+    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, a number with thousands of digits
         raise UserError(f"{path}: not valid json ({error}); export or copy the file again") from None
     for key in ("images", "annotations", "categories"):
         value = content.get(key) if isinstance(content, dict) else None
@@ -104,28 +109,31 @@ def _images(path, records: list[dict]) -> tuple[np.ndarray, np.ndarray, list[byt
     """Return ids (I,), sizes (I, 2) and encoded file names of the images."""
     ids = _ids(path, records, "image", "images")
     bad = [
-        f"image {record['id']}: width {record.get('width')!r}, height {record.get('height')!r}"
+        f"image {record['id']}: width {shown(record.get('width'))}, height {shown(record.get('height'))}"
         for record in records
-        if not (_is_positive_int(record.get("width")) and _is_positive_int(record.get("height")))
+        if not (_is_side(record.get("width")) and _is_side(record.get("height")))
     ]
     _fail_on(path, bad, "images whose width and height are not positive whole numbers", "write the true sizes there")
-    bad = [f"image {record['id']}" for record in records if not _is_text(record.get("file_name"))]
-    _fail_on(path, bad, "images without a file_name", "name the file inside the image folder")
+    names = [record.get("file_name") for record in records]
+    bad = [f"image {i} has {shown(name)}" for i, name in zip(ids, names, strict=True) if not is_file_name(name)]
+    _fail_on(path, bad, "images without a usable file_name", "name the file inside the image folder")
     sizes = np.array([(record["height"], record["width"]) for record in records], dtype=np.int32)
-    return np.array(ids, dtype=np.int64), sizes, [record["file_name"].encode() for record in records]
+    return np.array(ids, dtype=np.int64), sizes, [name.encode() for name in names]
 
 
 def _categories(path, records: list[dict]) -> tuple[list[int], list[str]]:
     """Return ids and names of the categories in the order of the ids; a category without a name gets its id as one."""
     ids = _ids(path, records, "category", "categories")
     pairs = sorted((number, str(record.get("name", number))) for number, record in zip(ids, records, strict=True))
+    bad = [f"category {number} has {shown(name)}" for number, name in pairs if not is_encodable(name)]
+    _fail_on(path, bad, "names of categories that no file can hold (half of a surrogate pair)", "rename them")
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
 
 def _ids(path, records: list[dict], singular: str, plural: str) -> list[int]:
     ids = [record.get("id") for record in records]
-    bad = [f"{plural}[{row}] has id {number!r}" for row, number in enumerate(ids) if not _is_int(number)]
-    _fail_on(path, bad, f"{plural} without a whole number as id", "give each its own whole number")
+    bad = [f"{plural}[{row}] has id {shown(number)}" for row, number in enumerate(ids) if not is_whole(number)]
+    _fail_on(path, bad, f"{plural} without a whole number of 64 bits as id", "give each its own whole number")
     seen, twice = set(), []
     for number in ids:
         (twice.append(f"{singular} id {number}") if number in seen else seen.add(number))
@@ -136,8 +144,8 @@ def _ids(path, records: list[dict], singular: str, plural: str) -> list[int]:
 def _look_up(path, records: list[dict], key: str, known: list[int], where: str) -> np.ndarray:
     """Return (len(records),) int64: the row in `known` of every record's `key`."""
     row_of = {number: row for row, number in enumerate(known)}
-    rows = [row_of.get(value) if _is_int(value := record.get(key)) else None for record in records]
-    bad = [f"{_name(records, i)} has {key} {records[i].get(key)!r}" for i, row in enumerate(rows) if row is None]
+    rows = [row_of.get(value) if is_whole(value := record.get(key)) else None for record in records]
+    bad = [f"{_name(records, i)} has {key} {shown(records[i].get(key))}" for i, row in enumerate(rows) if row is None]
     _fail_on(path, bad, f"annotations whose {key} is not in {where!r}", f"add it to {where!r} or remove them")
     return np.array(rows, dtype=np.int64)
 
@@ -145,13 +153,19 @@ def _look_up(path, records: list[dict], key: str, known: list[int], where: str) 
 def _bboxes(path, records: list[dict]) -> np.ndarray:
     """Return (len(records), 4) float64 (x, y, w, h)."""
     values = [record.get("bbox") for record in records]
-    bad = [f"{_name(records, i)} has bbox {value!r}" for i, value in enumerate(values) if not _is_four_numbers(value)]
+    bad = [f"{_name(records, i)} has bbox {shown(box)}" for i, box in enumerate(values) if not _is_four_numbers(box)]
     remedy = "write [x, y, width, height] in pixels"
     _fail_on(path, bad, "annotations whose bbox is not four finite numbers", remedy)
-    xywh = np.array(values, dtype=np.float64).reshape(-1, 4)
-    bad = [f"{_name(records, i)} has bbox {values[i]}" for i in np.flatnonzero(~np.isfinite(xywh).all(1))]
-    _fail_on(path, bad, "annotations whose bbox is not four finite numbers", remedy)
-    return xywh
+    return np.array(values, dtype=np.float64).reshape(-1, 4)
+
+
+def _crowds(path, records: list[dict]) -> np.ndarray:
+    """Return (len(records),) bool: which annotations are crowds."""
+    flags = [record.get("iscrowd") for record in records]
+    bad = [f"{_name(records, i)} has iscrowd {shown(flag)}" for i, flag in enumerate(flags) if not is_flag(flag)]
+    remedy = "write a number, or tools/check_dataset.py --fix OUT.json"
+    _fail_on(path, bad, "annotations whose iscrowd is neither 0 nor 1", remedy)
+    return np.array([bool(flag) for flag in flags], dtype=bool)
 
 
 def _degenerate(path, records, xywh: np.ndarray, crowd: np.ndarray, allowed: int) -> np.ndarray:
@@ -213,21 +227,16 @@ def _some(culprits: list[str]) -> str:
 def _name(records: list[dict], i: int) -> str:
     """Name an annotation for a message; minimal files give it no id, so its place in the list helps."""
     record = records[i]
-    number = f"annotation {record['id']}" if "id" in record else f"annotations[{i}]"
-    return f"{number} (image {record.get('image_id')!r})"
+    number = f"annotation {shown(record['id'])}" if "id" in record else f"annotations[{i}]"
+    return f"{number} (image {shown(record.get('image_id'))})"
 
 
-def _is_int(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_positive_int(value) -> bool:
-    return _is_int(value) and value > 0
-
-
-def _is_text(value) -> bool:
-    return isinstance(value, str) and bool(value)
+def _is_side(value) -> bool:
+    return is_whole(value) and 0 < value <= _MAX_SIDE
 
 
 def _is_four_numbers(value) -> bool:
-    return isinstance(value, list) and len(value) == 4 and all(type(number) in (int, float) for number in value)
+    """Whether `value` is a list of four numbers within the range of float64."""
+    if not isinstance(value, list) or len(value) != 4:
+        return False
+    return all(type(number) in (int, float) and abs(number) <= _MAX_FLOAT for number in value)

@@ -1,5 +1,6 @@
 """A COCO-format data set: a folder of images and a json. COCO's xywh boxes and category ids end here."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -44,10 +45,10 @@ class CocoDataset:
 
     def _probe_files(self) -> None:
         rows = sorted(set(np.linspace(0, len(self) - 1, _PROBES).astype(int).tolist()))
-        if not any(self.file(row).exists() for row in rows):
+        if not any(os.path.exists(self.file(row)) for row in rows):  # False too for a name that is too long
             raise UserError(
                 f"{self.images_dir}: none of {len(rows)} images looked for is in this folder, the first is "
-                f"{self.file(0).relative_to(self.images_dir)}; does {self.annotations_file} belong to it?"
+                f"{self._file_name(0)}; does {self.annotations_file} belong to it?"
             )
 
     def __len__(self) -> int:
@@ -103,9 +104,12 @@ class CocoDataset:
         return int(height), int(width)
 
     def file(self, i: int) -> Path:
-        """Return the path of image `i`."""
+        """Return the path of image `i`; an absolute `file_name` stays as it is."""
+        return self.images_dir / self._file_name(i)
+
+    def _file_name(self, i: int) -> str:
         start = self._data.name_ends[i - 1] if i > 0 else 0
-        return self.images_dir / self._data.names[start : self._data.name_ends[i]].decode()
+        return self._data.names[start : self._data.name_ends[i]].decode()
 
     def target(self, i: int) -> Target:
         """Return the ground truth of image `i`: boxes (M, 4) in original pixels, labels (M,); crowds left out."""

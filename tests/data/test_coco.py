@@ -182,6 +182,18 @@ MISTAKES = {
     "image id twice": (_with("images", 1, id=7), "image ids used twice: image id 7"),
     "image id text": (_with("images", 1, id="3"), "images[1] has id '3'"),
     "category id twice": (_with("categories", 0, id=0), "category ids used twice: category id 0"),
+    "image id beyond 64 bits": (_with("images", 0, id=2**63), f"images[0] has id {2**63}"),
+    "category id beyond 64 bits": (_with("categories", 1, id=-(2**63) - 1), f"categories[1] has id {-(2**63) - 1}"),
+    "image_id beyond 64 bits": (_with("annotations", 0, image_id=2**70), f"has image_id {2**70}"),
+    "width beyond 32 bits": (_with("images", 0, width=2**31), f"image 7: width {2**31}, height 8"),
+    "file name with half a pair": (_with("images", 1, file_name="\ud800.png"), r"image 3 has '\ud800.png'"),
+    "file name with NUL": (_with("images", 1, file_name="a\0.png"), r"image 3 has 'a\x00.png'"),
+    "class name with half a pair": (_with("categories", 0, name="\udfff"), r"category 5 has '\udfff'"),
+    "crowd as text": (_with("annotations", 2, iscrowd="0"), "annotations[2] (image 3) has iscrowd '0'"),
+    "crowd of two": (_with("annotations", 2, iscrowd=2), "annotations[2] (image 3) has iscrowd 2"),
+    "crowd as list": (_with("annotations", 2, iscrowd=[]), "annotations[2] (image 3) has iscrowd []"),
+    "whole number beyond float64": (_with("annotations", 2, bbox=[1, 2, 10**400, 4]), "has bbox [1, 2, 1000"),
+    "too deep": ('{"images": ' + "[" * 100_000, "not valid json: nested too deeply"),
     "no width": (_without("images", 0, "width"), "image 7: width None"),
     "height zero": (_with("images", 0, height=0), "image 7: width 10, height 0"),
     "no file name": (_without("images", 1, "file_name"), "image 3"),
@@ -247,6 +259,33 @@ def test_folder_with_none_of_the_images_is_found_at_once(tmp_path):
     (tmp_path / "other").mkdir()
     with pytest.raises(UserError, match=re.escape("none of 2 images looked for is in this folder, the first is a.png")):
         CocoDataset(tmp_path / "other", path)
+
+
+def test_absolute_file_names_are_used_as_they_are_and_named_when_missing(tmp_path):
+    content = minimal()
+    for record in content["images"]:
+        record["file_name"] = str(tmp_path / record["file_name"])
+    path = write(tmp_path, content)
+    (tmp_path / "other").mkdir()
+    assert CocoDataset(tmp_path / "other", path).read(0)[0].shape == (8, 10, 3)
+    (tmp_path / "a.png").unlink()
+    (tmp_path / "sub" / "ü.png").unlink()
+    with pytest.raises(UserError, match=re.escape(f"the first is {tmp_path / 'a.png'};")):
+        CocoDataset(tmp_path / "other", path)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000 + ".png", "a.png/inside.png"])
+def test_file_names_that_no_disk_takes_are_missing_files(tmp_path, name):
+    content = minimal()
+    for record in content["images"]:
+        record["file_name"] = name
+    assert "none of 2 images looked for" in message_of(tmp_path, content)
+
+
+@pytest.mark.parametrize("flag", [None, 0, False, 0.0])
+def test_flags_that_say_no_are_no_crowds(tmp_path, flag):
+    content = _with("annotations", 0, iscrowd=flag)
+    assert open_minimal(tmp_path, content).num_crowds == 0
 
 
 def test_category_without_a_name_is_called_by_its_id(tmp_path):

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from retinanet.data.doctor.examine import Report
 from retinanet.data.doctor.findings import SHOWN, Finding
-from retinanet.data.doctor.table import Table, is_file_name
+from retinanet.data.doctor.table import Table
+from retinanet.data.json_values import is_file_name
 
 _SUSPECTS_STATED = 200_000  # pairs of equal names whose file sizes are compared
 

@@ -8,7 +8,8 @@ import numpy as np
 from retinanet.data.doctor.culprits import on_annotations
 from retinanet.data.doctor.findings import ERROR, WARNING, Finding
 from retinanet.data.doctor.layout import COCO_FORM, CORNERS, Layout, fits, guess_layout, to_coco
-from retinanet.data.doctor.table import Table, crowd_of, four_numbers, shown
+from retinanet.data.doctor.table import Table, four_numbers
+from retinanet.data.json_values import is_flag, shown
 
 NOISE = 0.01  # pixels: COCO rounds coordinates to two decimals
 _TINY = 1.0  # pixels: a box with a side below this
@@ -186,7 +187,7 @@ def wrong_crowds(flags: list) -> np.ndarray:
     """Return (B,) bool: `iscrowd` is given and not the number 0 or 1 (or true or false)."""
     if not set(map(type, flags)) - {int, bool, type(None)} and not set(flags) - {0, 1, None}:
         return np.zeros(len(flags), dtype=bool)
-    return np.array([crowd_of(flag) is None or isinstance(flag, str) for flag in flags], dtype=bool)
+    return np.array([not is_flag(flag) for flag in flags], dtype=bool)
 
 
 def wrong_areas(areas: list) -> list[bool]:

@@ -12,8 +12,9 @@ from pathlib import Path
 from retinanet.data.doctor.culprits import on_images
 from retinanet.data.doctor.findings import Finding
 from retinanet.data.doctor.ids import is_size
-from retinanet.data.doctor.table import Table, is_file_name
+from retinanet.data.doctor.table import Table
 from retinanet.data.image import ImageError, read_image
+from retinanet.data.json_values import is_file_name
 from retinanet.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".jp2", ".ppm", ".pgm", ".pbm")

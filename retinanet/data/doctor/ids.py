@@ -7,7 +7,8 @@ import numpy as np
 
 from retinanet.data.doctor.culprits import on_annotations, on_categories, on_images
 from retinanet.data.doctor.findings import SHOWN, Finding
-from retinanet.data.doctor.table import SECTIONS, Table, all_whole, is_file_name, is_whole, shown
+from retinanet.data.doctor.table import SECTIONS, Table, all_whole
+from retinanet.data.json_values import is_file_name, is_whole, shown
 
 
 def check_structure(content) -> Iterator[Finding]:

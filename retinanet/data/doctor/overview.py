@@ -9,7 +9,8 @@ from retinanet.data.doctor.boxes import Boxes
 from retinanet.data.doctor.culprits import on_annotations, on_categories, on_images
 from retinanet.data.doctor.findings import Finding
 from retinanet.data.doctor.ids import repeated
-from retinanet.data.doctor.table import Table, shown
+from retinanet.data.doctor.table import Table
+from retinanet.data.json_values import shown
 
 _RARE = 10  # boxes; a class with fewer is hardly learned, and its AP hardly measured
 _SMALL, _LARGE = 32.0**2, 96.0**2  # square pixels: COCO's small, medium and large objects

@@ -10,7 +10,8 @@ import numpy as np
 from retinanet.data.doctor.draft import Draft
 from retinanet.data.doctor.files import TURNED, look, read_header
 from retinanet.data.doctor.ids import annotation_keys, file_keys, is_size, later_copies, repeated
-from retinanet.data.doctor.table import SECTIONS, is_file_name, is_whole, side_of
+from retinanet.data.doctor.table import SECTIONS, side_of
+from retinanet.data.json_values import is_file_name, is_whole
 
 
 def repair_structure(draft: Draft) -> None:

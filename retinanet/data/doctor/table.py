@@ -4,8 +4,6 @@
 json can express raises here.
 """
 
-import gc
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -17,17 +15,17 @@ from pathlib import Path
 import numpy as np
 
 from retinanet.data.doctor.findings import Finding
+from retinanet.data.json_values import LONGEST, is_whole, parse_json, shown
 
 SECTIONS = ("images", "annotations", "categories")
 _INT64, _INT32 = 2**63, 2**31
 _WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})")  # texts that say a whole number in one way only: "0012" stays a text
-_LONGEST = 60  # characters of a value in a message
 
 
 def read_json(path: str | Path) -> tuple[object, list[Finding]]:
     """Return the content of a json file and no finding, or None and what is wrong with the file."""
     try:
-        return _parse(Path(path).read_bytes()), []
+        return parse_json(Path(path).read_bytes()), []
     except FileNotFoundError:
         message = (
             f"{path}: the annotation file does not exist; put the data there (datasets/README.md lists the folders) or "
@@ -40,23 +38,6 @@ def read_json(path: str | Path) -> tuple[object, list[Finding]]:
     except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, a number with thousands of digits
         message = f"{path}: not valid json ({error}); export or copy the file again"
     return None, [Finding("json", message)]
-
-
-def _parse(data: bytes):
-    """Parse with the cycle collector paused: visiting the million records again and again doubles the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        return json.loads(data)
-    finally:
-        if enabled:
-            gc.enable()
-
-
-def shown(value) -> str:
-    """Return `value` for a message: on one line, cut when it is long."""
-    text = repr(value)
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
 def key_of(value) -> int | str | None:
@@ -88,20 +69,10 @@ def all_whole(values: list) -> bool:
     return not values or (-_INT64 <= min(values) and max(values) < _INT64)
 
 
-def is_whole(value) -> bool:
-    """Whether `value` is a whole number that fits 64 bits, and not True or False."""
-    return type(value) is int and -_INT64 <= value < _INT64
-
-
 def side_of(value) -> int:
     """Return the width or height that `value` states in pixels, 0 when it states none."""
     key = key_of(value)
     return key if isinstance(key, int) and 0 < key < _INT32 else 0
-
-
-def is_file_name(value) -> bool:
-    """Whether `value` can name a file: a text that is not empty, encodable, without NUL."""
-    return isinstance(value, str) and value != "" and "\0" not in value and not re.search("[\ud800-\udfff]", value)
 
 
 def four_numbers(value) -> list[float] | None:
@@ -165,7 +136,7 @@ class Table:
         if detail not in record:
             return name
         value = record[detail]
-        plain = isinstance(value, str) and value.isprintable() and len(value) <= _LONGEST
+        plain = isinstance(value, str) and value.isprintable() and len(value) <= LONGEST
         text = f"image {shown(value)}" if section == "annotations" else value if plain else shown(value)
         return f"{name} ({text})"
 
