@@ -7,14 +7,15 @@ Boxes are xywh here, in float64 pixels of the original image, as in the files.
 """
 
 import json
-import math
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from retinanet.data.json_values import is_encodable, is_flag, is_whole, parse_json, shown
 from retinanet.errors import UserError
 
 NUMBERS = {int, float, np.float32, np.float64}
@@ -54,12 +55,14 @@ class Results:
 def read_json(path: Path | str, what: str):
     """Return the content of a JSON file; a missing or damaged one raises `UserError` that says what it should be."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return parse_json(Path(path).read_bytes())
     except FileNotFoundError:
         raise UserError(f"{what} {str(path)!r} does not exist") from None
     except OSError as error:
         raise UserError(f"{what} {str(path)!r} cannot be read: {error.strerror}") from None
-    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
+    except RecursionError:
+        raise UserError(f"{what} {str(path)!r} is not valid JSON: nested too deeply") from None
+    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, a number with thousands of digits
         raise UserError(f"{what} {str(path)!r} is not valid JSON: {error}") from None
 
 
@@ -89,7 +92,7 @@ def ground_truth(annotations: Path | str | dict) -> GroundTruth:
     content = annotations if in_memory else read_json(annotations, "annotation file")
     image_ids = _ids(content, "images", source)
     category_ids = _ids(content, "categories", source)
-    names = {entry["id"]: str(entry.get("name", entry["id"])) for entry in content["categories"]}
+    names = _names(content["categories"], source)
     rows = content.get("annotations", [])
     place = _place(source, "annotation")
     boxes = _boxes(rows, place)
@@ -102,7 +105,7 @@ def ground_truth(annotations: Path | str | dict) -> GroundTruth:
         labels=_positions(rows, "category_id", category_ids, place, "the categories of this file"),
         boxes=boxes,
         area=_areas(rows, boxes, place),
-        crowd=np.array([bool(row.get("iscrowd", 0)) for row in rows], dtype=bool),
+        crowd=_crowds(rows, place),
     )
 
 
@@ -136,7 +139,7 @@ Place = Callable[[list, int], str]  # (rows, index) -> where that row stands, fo
 def _place(source: str, what: str) -> Place:
     def place(rows: list, index: int) -> str:
         row = rows[index] if isinstance(rows[index], dict) else {}
-        known = [f"{key} {row[key]!r}" for key in ("id", "image_id") if key in row]
+        known = [f"{key} {shown(row[key])}" for key in ("id", "image_id") if key in row]
         return f"{source}: {what} {index}" + (f" ({', '.join(known)})" if known else "")
 
     return place
@@ -152,13 +155,34 @@ def _ids(content, key: str, source: str) -> list:
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{source}: no {key!r}; a COCO annotation file lists its images and categories")
     for index, entry in enumerate(entries):
-        if not isinstance(entry, dict) or not isinstance(entry.get("id"), int):
-            raise UserError(f"{source}: entry {index} of {key!r} has no integer 'id'")
+        if not isinstance(entry, dict) or not is_whole(entry.get("id")):
+            raise UserError(f"{source}: entry {index} of {key!r} has no integer 'id' of 64 bits")
     ids = sorted(entry["id"] for entry in entries)
     for first, second in zip(ids, ids[1:], strict=False):
         if first == second:
             raise UserError(f"{source}: id {first} occurs twice in {key!r}; ids must be unique")
     return ids
+
+
+def _names(entries: list[dict], source: str) -> dict[int, str]:
+    """Return category id -> name; a category without a name is called by its id."""
+    names = {entry["id"]: str(entry.get("name", entry["id"])) for entry in entries}
+    for number, name in names.items():
+        if not is_encodable(name):
+            raise UserError(f"{source}: category {number} has the name {shown(name)}, which holds half of a pair")
+    return names
+
+
+def _crowds(rows: list, place: Place) -> np.ndarray:
+    """Return the (rows,) bool flags under `iscrowd`; missing ones are False."""
+    flags = [row.get("iscrowd") for row in rows]
+    for index, flag in enumerate(flags):
+        if not is_flag(flag):
+            raise UserError(
+                f"{place(rows, index)}: iscrowd {shown(flag)} is neither 0 nor 1; write a number, or "
+                "tools/check_dataset.py --fix OUT.json"
+            )
+    return np.array([bool(flag) for flag in flags], dtype=bool)
 
 
 def _column(rows: list, key: str, place: Place) -> list:
@@ -177,8 +201,8 @@ def _positions(rows: list, key: str, ids: list, place: Place, where: str) -> np.
     except (KeyError, TypeError):  # TypeError: a list or an object in place of an id
         values = _column(rows, key, place)
         bad = next(i for i, value in enumerate(values) if not isinstance(value, int | float) or value not in position)
-        shown = ", ".join(map(str, ids[:5])) + (", ..." if len(ids) > 5 else "")
-        message = f"{place(rows, bad)}: {key} {values[bad]!r} is not among {where} ({shown})"
+        known = ", ".join(map(str, ids[:5])) + (", ..." if len(ids) > 5 else "")
+        message = f"{place(rows, bad)}: {key} {shown(values[bad])} is not among {where} ({known})"
         raise UserError(message) from None
 
 
@@ -186,8 +210,8 @@ def _numbers(rows: list, key: str, place: Place) -> np.ndarray:
     """Return the (rows,) float64 numbers under `key`, all finite."""
     values = _column(rows, key, place)
     for index, value in enumerate(values):
-        if type(value) not in NUMBERS or not math.isfinite(value):
-            raise UserError(f"{place(rows, index)}: {key} {value!r} is not a finite number")
+        if type(value) not in NUMBERS or not abs(value) <= sys.float_info.max:
+            raise UserError(f"{place(rows, index)}: {key} {shown(value)} is not a finite number")
     return np.array(values, dtype=np.float64)
 
 
@@ -199,7 +223,8 @@ def _boxes(rows: list, place: Place) -> np.ndarray:
     boxes = _four_numbers(values, len(values))
     if boxes is None or np.isnan(boxes).any():
         bad = next(i for i, value in enumerate(values) if (box := _four_numbers(value)) is None or np.isnan(box).any())
-        raise UserError(f"{place(rows, bad)}: bbox {values[bad]!r} is not four finite numbers [x, y, width, height]")
+        box = shown(values[bad])
+        raise UserError(f"{place(rows, bad)}: bbox {box} is not four finite numbers [x, y, width, height]")
     return boxes
 
 

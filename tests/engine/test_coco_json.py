@@ -81,6 +81,22 @@ def test_results_that_are_not_a_list_are_an_error(annotations, tmp_path):
         results(tmp_path / "dt.json", ground_truth(annotations))
 
 
+def _box(**changes) -> dict:
+    return {"image_id": 10, "category_id": 3, "bbox": [0, 0, 1, 1]} | changes
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_byte_order_mark_changes_nothing(annotations, tmp_path, encoding):
+    annotations["categories"][0]["name"] = "Möwe"
+    (tmp_path / "gt.json").write_text(json.dumps(annotations, ensure_ascii=False), encoding=encoding)
+    assert ground_truth(tmp_path / "gt.json").names == ground_truth(annotations).names
+
+
+@pytest.mark.parametrize("flag", [None, 0, False])
+def test_flags_that_say_no_are_no_crowds(annotations, flag):
+    assert ground_truth(annotations | {"annotations": [_box(iscrowd=flag)]}).crowd.tolist() == [False]
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
@@ -93,6 +109,13 @@ def test_results_that_are_not_a_list_are_an_error(annotations, tmp_path):
         ("annotations", [{"id": 4, "image_id": 9, "category_id": 3, "bbox": [0, 0, 1, 1]}], "id 4, .*image_id 9 is"),
         ("annotations", [{"image_id": 10, "category_id": 4, "bbox": [0, 0, 1, 1]}], "category_id 4 is not among"),
         ("annotations", [{"image_id": 10, "category_id": 3, "bbox": [0, 0, 1, 1], "area": "x"}], "area 'x' is not"),
+        ("annotations", [_box(area=10**400)], "area 1000.* is not a finite number"),
+        ("annotations", [_box(bbox=[0, 0, 10**400, 1])], r"bbox .0, 0, 1000.* is not four finite numbers"),
+        ("annotations", [_box(iscrowd="0")], "annotation 0 .image_id 10.: iscrowd '0' is neither 0 nor 1; .*--fix"),
+        ("annotations", [_box(iscrowd=2)], "iscrowd 2 is neither"),
+        ("images", [{"id": 2**63}], "entry 0 of 'images' has no integer 'id' of 64 bits"),
+        ("categories", [{"id": True}], "entry 0 of 'categories' has no integer 'id'"),
+        ("categories", [{"id": 1, "name": "\ud800"}], r"category 1 has the name '.ud800'"),
     ],
 )
 def test_wrong_annotation_file_is_named(annotations, key, value, message):
@@ -106,6 +129,9 @@ def test_missing_and_damaged_files_are_named(tmp_path):
     (tmp_path / "half.json").write_text('{"images": [')
     with pytest.raises(UserError, match="half.json' is not valid JSON"):
         ground_truth(tmp_path / "half.json")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="deep.json' is not valid JSON: nested too deeply"):
+        ground_truth(tmp_path / "deep.json")
     with pytest.raises(UserError, match="cannot be read"):
         ground_truth(tmp_path)
     (tmp_path / "list.json").write_text("[1]")
