@@ -93,8 +93,8 @@ _C.INPUT.MAX_SIZE_TRAIN = 1333  # pixels, cap of the long side
 _C.INPUT.MIN_SIZE_TEST = 800  # pixels of the short side
 _C.INPUT.MAX_SIZE_TEST = 1333  # pixels, cap of the long side
 _C.INPUT.FLIP_PROB = 0.5  # probability of a horizontal flip in training
-_C.INPUT.RESIZE = "cv2"  # cv2 (bilinear on uint8), cv2_float (Detectron: after the mean is subtracted),
-# pil (detectron2: antialiased bilinear), torchvision (bilinear on floats, without antialias)
+_C.INPUT.RESIZE = "cv2"  # cv2 (bilinear on uint8), cv2_float (Detectron: bilinear on floats, one scale
+# for both axes), pil (detectron2: antialiased bilinear), torchvision (bilinear on floats, without antialias)
 _C.INPUT.SIZE_DIVISIBILITY = 32  # batches are padded to a multiple of this; Detectron 128
 
 _C.DATALOADER = CN()
