@@ -118,7 +118,7 @@ class _Loading:
                 continue
             kind = kind_of_leaves(leaves, prefix in self.source.folded, self.source.bare_norm)
             try:
-                converted = convert_norm(leaves, kind, norm, self.source.eps)
+                converted = convert_norm(leaves, kind, norm, self.source.eps, self.source.groups)
             except (NormRefused, RuntimeError) as refused:  # tensors of shapes that do not belong together
                 self.report.refused[prefix] = str(refused)
                 self._drop(names)

@@ -62,6 +62,7 @@ def _describe(source: Source, extra: dict) -> None:
         if name.endswith(".norm.weight") and getattr(NORMS.get(norms.get(prefix)), "folds_in_training", False):
             source.folded.add(name.removesuffix(".weight"))
     source.eps = model["NORM_OPTIONS"].get(norms["backbone."], {}).get("EPS", source.eps)
+    source.groups = model["NORM_OPTIONS"].get("GN", {}).get("GROUPS", source.groups)
     source.channel_order = model["CHANNEL_ORDER"]
     source.pixel_mean, source.pixel_std = tuple(model["PIXEL_MEAN"]), tuple(model["PIXEL_STD"])
     source.stride_in_1x1 = model["BACKBONE"]["STRIDE_IN_1X1"]

@@ -67,10 +67,11 @@ def kind_of_leaves(leaves: Leaves, folded: bool, bare: str) -> str:
     return "affine" if folded else bare
 
 
-def convert_norm(leaves: Leaves, kind: str, norm: nn.Module, eps: float) -> Leaves:
+def convert_norm(leaves: Leaves, kind: str, norm: nn.Module, eps: float, groups: int = 32) -> Leaves:
     """Return the state of `norm` that computes in evaluation what the file's norm computes.
 
     eps: of the file's batch norms; where the model's differs, weight or running_var takes up the difference.
+    groups: of the file's group norms; the model's must have as many.
     What the file lacks is absent from the result. Raises `NormRefused`.
     """
     wanted = kind_of(norm)
@@ -89,8 +90,8 @@ def convert_norm(leaves: Leaves, kind: str, norm: nn.Module, eps: float) -> Leav
         return _same_moment_norm(leaves, norm)
     if kind == wanted == "channel":
         return _same_channel_norm(leaves, norm)
-    if kind == wanted == "group" and getattr(norm, "groups", 32) != 32:
-        raise NormRefused(f"made for 32 groups, not {norm.groups}; set MODEL.NORM_OPTIONS.GN.GROUPS 32")
+    if kind == wanted == "group" and getattr(norm, "groups", groups) != groups:
+        raise NormRefused(f"made for {groups} groups, not {norm.groups}; set MODEL.NORM_OPTIONS.GN.GROUPS {groups}")
     if kind == wanted or (kind == "" and wanted in ("affine", "group")):
         return leaves
     reason = f"its values are those of another kind of norm ({kind or 'bare'} in the file, {wanted} in the model)"

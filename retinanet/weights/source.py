@@ -43,7 +43,8 @@ class Source:
     unused: names that belong to the format and have no place here (classifier, momentum). unknown: all others.
     bare_norm: what a norm of nothing but weight and bias is here: "group" (group normalization), or "" when the file
     does not say; those of `folded` (native names) are a scale and a shift with the statistics folded in.
-    eps: of its batch norms. channel_order: "BGR", "RGB", or "" when the file does not say; pixel_mean and pixel_std:
+    eps: of its batch norms. groups: of its group norms.
+    channel_order: "BGR", "RGB", or "" when the file does not say; pixel_mean and pixel_std:
     0..255 in that order. stride_in_1x1: None when the file does not say.
     whole: a RetinaNet, not only a backbone. anchors: of a RetinaNet, None when the file does not say.
     background_row: row 0 of every anchor's classes is a background that nothing ever trains (torchvision).
@@ -59,6 +60,7 @@ class Source:
     bare_norm: str = "group"
     folded: set[str] = field(default_factory=set)
     eps: float = 1e-5
+    groups: int = 32
     channel_order: str = ""
     pixel_mean: tuple[float, ...] = ()
     pixel_std: tuple[float, ...] = ()

@@ -78,6 +78,21 @@ def test_a_checkpoint_says_what_its_bare_norms_are(tmp_path):
         load_weights(model, file)
 
 
+def test_a_checkpoint_says_how_many_groups_its_norms_have(tmp_path):
+    gn = [word for part in ("BACKBONE", "FPN", "HEAD") for word in (f"MODEL.{part}.NORM", "GN")]
+    eight = (*R18, *gn, "MODEL.NORM_OPTIONS.GN.GROUPS", 8)
+    source = make_model(*eight)
+    file = checkpoint(tmp_path / "eight.pth", source, make_cfg(*eight))
+    model = make_model(*eight)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    assert_complete(load_weights(model, file), model, set(source.state_dict()))
+    assert_same_function(model, source, rtol=0, atol=0)
+    with pytest.raises(UserError, match="made for 8 groups, not 32; set MODEL.NORM_OPTIONS.GN.GROUPS 8"):
+        load_weights(make_model(*R18, *gn), file)
+
+
 def test_averaged_weights_are_preferred(tmp_path):
     raw, averaged = make_model(*R18), make_model(*R18)
     for tensor in averaged.state_dict().values():

@@ -122,6 +122,9 @@ def test_group_norm_of_other_groups_is_refused():
     assert convert_norm(leaves, "group", make_norm("GN", 32), 1e-5) == leaves
     with pytest.raises(NormRefused, match="made for 32 groups, not 8"):
         convert_norm(leaves, "group", make_norm("GN", 32, groups=8), 1e-5)
+    assert convert_norm(leaves, "group", make_norm("GN", 32, groups=8), 1e-5, groups=8) == leaves
+    with pytest.raises(NormRefused, match="made for 8 groups, not 32; set MODEL.NORM_OPTIONS.GN.GROUPS 8"):
+        convert_norm(leaves, "group", make_norm("GN", 32), 1e-5, groups=8)
 
 
 @pytest.mark.parametrize("name", ["GN", "AffineChannel"])
