@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from contextlib import closing
 
 import _cli
 
@@ -69,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     loader = build_train_loader(
         cfg, train_set, trainer.iteration * cfg.SOLVER.ACCUMULATE, distributed.rank(), distributed.world_size()
     )
-    with stop_request() as request:
+    with closing(progress), stop_request() as request:  # closed, the bar leaves a message its own line
         finished = train(
             trainer,
             iter(loader),
@@ -83,7 +84,6 @@ def main(argv: list[str] | None = None) -> None:
             {"config": text, "classes": class_list(train_set)},
             stop=lambda: bool(request),
         )
-    progress.close()
     distributed.stop()
     if not finished:
         log.info("%s: saved at iteration %d; --resume goes on from there", request.name, trainer.iteration)

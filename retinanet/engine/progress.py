@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from retinanet.errors import UserError
 from retinanet.structures import Batch
 from retinanet.utils import distributed
 from retinanet.utils.log import MetricsWriter
@@ -19,7 +20,7 @@ _log = logging.getLogger(__name__)
 SLOW_DATA = 0.2  # share of the time spent on waiting for data above which the log says what to change
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(UserError):
     """A loss or a gradient was not a number; the message names the images, every value and what to try."""
 
 

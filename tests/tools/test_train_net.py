@@ -173,6 +173,7 @@ MISTAKES = [
     (["MODEL.BACKBONE.NORM", "GroupNrom"], "GN"),
     (["DEVICE", "cuda"], "DEVICE cpu"),
     (["OUTPUT_DIR", "/proc/nothing"], "/proc/nothing"),
+    (["SOLVER.BASE_LR", "1e30", "SOLVER.CLIP_GRAD_NORM", "0.0"], "a loss or the gradient is not finite"),
 ]
 
 
@@ -183,7 +184,8 @@ def test_a_mistake_ends_with_status_2_and_one_message(data, tmp_path, run, extra
     done = run(data, tmp_path / "run", "SOLVER.MAX_ITER", "2", *extra)
     assert done.status == 2
     assert "Traceback" not in done.stderr
-    assert named in done.stderr
+    message = [line for line in done.stderr.splitlines() if line.startswith("error: ")]  # on its own line
+    assert len(message) == 1 and named in message[0]
 
 
 def broken(data: Path, folder: Path, change) -> Path:
