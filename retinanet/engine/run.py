@@ -1,6 +1,7 @@
 """From a configuration to the objects of a run: process settings, data sets, trainer. Tools call these in order."""
 
 import logging
+import os
 import random
 from pathlib import Path
 
@@ -163,10 +164,12 @@ def config_changes(old: dict, new: dict, prefix: str = "") -> dict[str, tuple]:
 
 
 def output_folder(cfg) -> Path:
-    """Return `OUTPUT_DIR`, made when missing; `UserError` when it cannot be."""
+    """Return `OUTPUT_DIR`, made when missing; `UserError` when it cannot be, or cannot be written to."""
     folder = Path(cfg.OUTPUT_DIR)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"OUTPUT_DIR: {folder} cannot be made ({error.strerror}); choose another folder") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"OUTPUT_DIR: no permission to write to {folder}; choose another folder")
     return folder
