@@ -20,6 +20,7 @@ from retinanet.errors import UserError
 
 FORMAT, VERSION = "retinanet", 1
 POINTER = "last_checkpoint"
+_ALWAYS = ("version", "model", "iteration", "config", "classes")
 _log = logging.getLogger(__name__)
 
 
@@ -71,11 +72,16 @@ def read_checkpoint(path: str | Path) -> dict:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); check the file") from error
     except Exception as error:
         found = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: not a checkpoint, or damaged ({found}); use an older one") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path}: not a checkpoint of this project; tools/convert_weights.py reads other formats")
+    missing = [key for key in _ALWAYS if key not in state]
+    if missing or not isinstance(state["version"], int):
+        raise UserError(f"{path}: an incomplete checkpoint, it lacks {', '.join(missing) or 'a version number'}")
     if state["version"] > VERSION:
         raise UserError(f"{path}: written by a newer release (version {state['version']}, known: {VERSION}); update")
     return state

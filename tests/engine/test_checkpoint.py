@@ -11,7 +11,8 @@ from retinanet.errors import UserError
 
 
 def state(iteration: int) -> dict:
-    return {"model": {"w": torch.full((1000,), float(iteration))}, "iteration": iteration, "config": "A: 1\n"}
+    weights = {"w": torch.full((1000,), float(iteration))}
+    return {"model": weights, "iteration": iteration, "config": "A: 1\n", "classes": []}
 
 
 def test_what_is_written_is_read_back_with_weights_only(tmp_path):
@@ -76,7 +77,13 @@ def test_a_programming_error_is_not_called_a_full_disk(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [({"model": {}}, "not a checkpoint of this project"), ([1], "not a checkpoint")]
+    ("content", "message"),
+    [
+        ({"model": {}}, "not a checkpoint of this project"),
+        ([1], "not a checkpoint"),
+        ({"format": "retinanet", "version": 1, "model": {}, "iteration": 0}, "incomplete .* it lacks config, classes"),
+        ({"format": "retinanet", **dict.fromkeys(checkpoint._ALWAYS, "9")}, "incomplete .* lacks a version number"),
+    ],
 )
 def test_foreign_files_are_refused_with_a_reason(tmp_path, content, message):
     torch.save(content, tmp_path / "a.pth")
