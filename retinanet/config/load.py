@@ -88,7 +88,8 @@ def _read_file(path: Path, chain: tuple[Path, ...]) -> list[Setting]:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         named_by = f" (named by {BASE} of {chain[-1]})" if chain else ""
-        raise UserError(f"config file {path}{named_by}: {error.strerror}{_nearest_file(path)}") from error
+        hint = "" if isinstance(error, PermissionError) else _nearest_file(path)
+        raise UserError(f"config file {path}{named_by}: {error.strerror}{hint}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"config file {path}: is not UTF-8 text (byte {error.start})") from error
     return _read_text(text, str(path), (*chain, real))

@@ -43,8 +43,10 @@ def load_catalog(path: str | Path) -> dict[str, Entry]:
     path = find_catalog(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: the catalog cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML ({error})") from None
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict) or not content:
         raise UserError(f"{path}: a catalog is a mapping from names to data sets, {_EXAMPLE}")
     return {str(name): _entry(path, str(name), value) for name, value in content.items()}

@@ -114,8 +114,9 @@ def test_missing_data_says_what_is_missing_and_what_to_do(tmp_path):
     ],
 )
 def test_malformed_catalogs_are_explained(tmp_path, content, expected):
-    with pytest.raises(UserError, match=expected):
+    with pytest.raises(UserError, match=expected) as caught:
         load_catalog(catalog(tmp_path, content))
+    assert "\n" not in str(caught.value)
 
 
 def test_missing_catalog_is_named():
