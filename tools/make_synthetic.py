@@ -5,6 +5,7 @@ from pathlib import Path
 import _cli
 
 from retinanet.data.synthetic import write_dataset
+from retinanet.errors import UserError
 
 EXAMPLES = """  python tools/make_synthetic.py
   python tools/make_synthetic.py --output /data/shapes --train 2000 --val 500 --size 480 640 --seed 1"""
@@ -23,7 +24,10 @@ def main() -> None:
     output = args.output.expanduser().resolve()
     print(f"writing {args.train} + {args.val} images of {args.size[0]} x {args.size[1]} pixels")
     for split, count in (("train", args.train), ("val", args.val)):
-        print(f"  {write_dataset(output, split, count, tuple(args.size), args.seed)}")
+        try:
+            print(f"  {write_dataset(output, split, count, tuple(args.size), args.seed)}")
+        except OSError as error:
+            raise UserError(f"--output: {output} cannot be written ({error.strerror}); choose another") from error
     if output != DEFAULT:
         print(f"entries for a catalog (DATASETS.CATALOG):\n{_catalog(output)}")
 

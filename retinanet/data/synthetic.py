@@ -205,7 +205,7 @@ def write_dataset(
     """Write `folder/split/*.jpg` and `folder/annotations/split.json`; return the path of the json.
 
     Image i of a split is a function of (seed, split, i, size) alone. The json comes last and whole, so that its
-    presence means that the images are complete. Raises `UserError` for a count or size that makes no sense, and
+    presence means that the images are complete. Raises `UserError` for a count, size or seed that makes no sense, and
     rather than replace a json that this function has not written.
     """
     folder, target = Path(folder), Path(folder) / "annotations" / f"{split}.json"
@@ -213,6 +213,8 @@ def write_dataset(
         raise UserError(f"{split}: {num_images} images; at least 1 is needed")
     if min(size) < MIN_SIDE:
         raise UserError(f"images of {size[0]} x {size[1]} pixels (height x width): each side needs {MIN_SIDE} or more")
+    if seed < 0:
+        raise UserError(f"seed {seed}: a seed is a whole number from 0 on")
     if target.exists() and DESCRIPTION not in target.read_text(errors="replace")[:200]:
         raise UserError(f"{target} exists and is no synthetic data set; give another folder")
     content = {

@@ -119,6 +119,11 @@ def test_foreign_json_is_not_replaced(tmp_path):
     write_dataset(tmp_path, "val", 2, (64, 64))  # our own is
 
 
+def test_a_negative_seed_is_refused(tmp_path):
+    with pytest.raises(UserError, match="seed -1: a seed is a whole number from 0 on"):
+        write_dataset(tmp_path, "train", 1, (64, 64), seed=-1)
+
+
 @pytest.mark.parametrize("count, size, expected", [(0, (64, 64), "0 images"), (1, (64, 40), "64 x 40 pixels")])
 def test_senseless_requests_are_refused(tmp_path, count, size, expected):
     with pytest.raises(UserError, match=expected):

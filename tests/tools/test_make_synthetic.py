@@ -29,6 +29,13 @@ def test_senseless_count_ends_with_status_2_and_no_traceback(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "taken").write_text("")
+    done = call(tmp_path, "--output", "taken", "--train", 1)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: --output: ") and "taken cannot be written" in done.stderr
+
+
 def test_help_shows_an_example(tmp_path):
     done = call(tmp_path, "--help")
     assert done.returncode == 0 and "--seed 1" in done.stdout

@@ -62,6 +62,13 @@ def test_plots_are_drawn_without_a_screen(main, files):
     assert picture.shape[0] > 400 and picture.std() > 5
 
 
+def test_a_plot_that_cannot_be_written_is_named(main, files):
+    config, folder = files / "config.yaml", files / "plots"
+    (folder / "precision_recall.png").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"precision_recall\.png: cannot be written"):
+        main("--config", config, "--predictions", files / "dt.json", "--plots", "--output", folder)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
