@@ -2,6 +2,7 @@
 
 import argparse
 import glob
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,6 +47,8 @@ def main(argv: list[str] | None = None) -> None:
     made.add_argument("--classes", metavar="A,B", help="only these classes")
     made.add_argument("--recursive", action="store_true", help="look into folders inside folders")
     args = _cli.parse(made, argv)
+    if args.score is not None and not 0 <= args.score <= 1:
+        raise UserError(f"--score: {args.score} is not between 0 and 1")
     inputs, opts = split_inputs(args.inputs)
     pictures = find_pictures(inputs, args.recursive)
     output = Path(args.output)
@@ -116,6 +119,8 @@ def expand(word: str, recursive: bool) -> list[tuple[Path, Path]]:
     """Return the files that one word of the command line stands for; `UserError` when there is none."""
     path = Path(word)
     if path.is_dir():
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise UserError(f"{word}: no permission to look into this folder")
         files = sorted(path.rglob("*") if recursive else path.glob("*"))
         files = [file for file in files if file.suffix.lower() in SUFFIXES and file.is_file()]
         if not files:
@@ -169,7 +174,7 @@ def chunks(
             chunk.append((number, name, read_image(file)))
         except ImageError as error:
             unreadable.append(file)
-            print(f"not read: {error}", file=sys.stderr)
+            tqdm.write(f"not read: {error}", file=sys.stderr)
         if len(chunk) == size or (number == len(pictures) and chunk):
             numbers, names, images = map(list, zip(*chunk, strict=True))
             yield numbers, names, images

@@ -32,13 +32,16 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndar
     Raises `ImageError` for a missing, empty, truncated or undecodable file, and `UserError` when neither orientation
     of the file has the stated size.
     """
-    data = _read_bytes(path)
     if size is None:
-        return _decode(path, data, cv2.IMREAD_COLOR)
-    image = _decode(path, data, _RAW)
-    if image.shape[:2] == tuple(size):
-        return image
-    turned = _decode(path, data, cv2.IMREAD_COLOR)
+        return _decode(path, _read_bytes(path), cv2.IMREAD_COLOR)
+    try:
+        data = _read_bytes(path)
+        image = _decode(path, data, _RAW)
+        if image.shape[:2] == tuple(size):
+            return image
+        turned = _decode(path, data, cv2.IMREAD_COLOR)
+    except ImageError as error:  # an image of a data set: then there is more to say
+        raise ImageError(f"{error}; {_REMEDY}") from None
     if turned.shape[:2] == tuple(size):
         return turned
     raise UserError(
@@ -52,23 +55,23 @@ def _read_bytes(path: str | Path) -> np.ndarray:
     try:
         data = np.fromfile(path, np.uint8)
     except FileNotFoundError:
-        raise ImageError(f"{path}: the image file does not exist; {_REMEDY}") from None
+        raise ImageError(f"{path}: the image file does not exist") from None
     except OSError as error:
-        raise ImageError(f"{path}: the image file cannot be opened ({error.strerror}); {_REMEDY}") from None
+        raise ImageError(f"{path}: the image file cannot be opened ({error.strerror})") from None
     if data.size == 0:
-        raise ImageError(f"{path}: the image file is empty (0 bytes); {_REMEDY}")
+        raise ImageError(f"{path}: the image file is empty (0 bytes)")
     return data
 
 
 def _decode(path: str | Path, data: np.ndarray, flags: int) -> np.ndarray:
     if _is_truncated_jpeg(data):
-        raise ImageError(f"{path}: the JPEG file is cut off after {data.size} bytes; {_REMEDY}")
+        raise ImageError(f"{path}: the JPEG file is cut off after {data.size} bytes")
     try:
         image = cv2.imdecode(data, flags)
     except cv2.error as error:
-        raise ImageError(f"{path}: the image cannot be decoded ({error.err}); {_REMEDY}") from None
+        raise ImageError(f"{path}: the image cannot be decoded ({error.err})") from None
     if image is None:
-        raise ImageError(f"{path}: not an image that OpenCV can decode, or a damaged one; {_REMEDY}")
+        raise ImageError(f"{path}: not an image that OpenCV can decode, or a damaged one")
     return image
 
 
