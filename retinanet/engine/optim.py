@@ -10,11 +10,14 @@ import math
 from bisect import bisect_right
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from torch.optim import SGD
 
 from retinanet.config.recipe import batch_recipe
 from retinanet.layers.conv import Conv2d
+
+_WEIGHTED = (Conv2d, nn.Conv2d, nn.Linear)  # their `weight` is no scale of a norm
 
 
 @dataclass(frozen=True)
@@ -73,10 +76,7 @@ def parameter_groups(
             if not parameter.requires_grad or id(parameter) in seen:
                 continue
             seen.add(id(parameter))
-            if name == "bias":
-                kind = "biases"
-            else:
-                kind = "weights" if isinstance(module, (Conv2d, nn.Linear)) else "norm_scales"
+            kind = "biases" if name == "bias" else "weights" if isinstance(module, _WEIGHTED) else "norm_scales"
             groups[kind]["params"].append(parameter)
     return [{"name": name, **group} for name, group in groups.items() if group["params"]]
 
@@ -94,6 +94,11 @@ def build_optimizer(cfg, model: nn.Module) -> SGD:
         model, solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM, solver.WEIGHT_DECAY_BIAS, solver.BIAS_LR_FACTOR
     )
     optimizer = SGD(groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, fused=True)
+    if solver.MOMENTUM:
+        # PyTorch makes them in the first step, without values, and a first step that is skipped leaves them so
+        for group in groups:
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     set_lr(optimizer, build_schedule(cfg).lr(0))
     return optimizer
 

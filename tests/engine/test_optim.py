@@ -24,6 +24,13 @@ def test_groups_are_weights_norm_scales_and_biases():
     assert (groups["biases"]["weight_decay"], groups["biases"]["lr_factor"]) == (0.25, 2.0)
 
 
+def test_weights_of_plain_convolutions_and_linear_layers_are_no_norm_scales():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Linear(4, 4), nn.BatchNorm2d(4))
+    groups = {group["name"]: group["params"] for group in parameter_groups(net, 1e-4, 0.5, 0.25, 2.0)}
+    assert [id(p) for p in groups["weights"]] == [id(net[0].weight), id(net[1].weight)]
+    assert [id(p) for p in groups["norm_scales"]] == [id(net[2].weight)]
+
+
 def test_shared_parameters_are_listed_once():
     net = small_net()
     net[1].bias = net[0].bias
