@@ -54,7 +54,10 @@ class Trainer:
     def load_state(self, state: dict) -> None:
         """Continue from what `state()` returned; the checkpoint must come from the same configuration."""
         self.model.load_state_dict(state["model"])
+        options = [{key: group[key] for key in group if key != "params"} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, own in zip(self.optimizer.param_groups, options, strict=True):
+            group.update(own)  # weight decay and momentum are the configuration's, which may have changed
         self.loss.load_state_dict(state["loss"])
         if self.scaler and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
@@ -72,9 +75,9 @@ class Trainer:
 def train_step(trainer: Trainer, batches: list[Batch]) -> dict[str, Tensor]:
     """Change the weights once and return the 0-d tensors loss, loss_cls, loss_box, grad_norm and num_fg.
 
-    batches: the micro-batches of this process, on the device of the model. The values are sums over the micro-batches
-    and means over the processes, so they are those of the whole batch; reading them waits for the device, computing
-    them does not. When a loss or the gradient norm is not finite the optimizer leaves the weights as they are.
+    batches: the micro-batches of this process, on the device of the model. The values are those of the whole batch, of
+    all micro-batches and processes; reading them waits for the device, computing them does not. When a loss or the
+    gradient norm is not finite the optimizer leaves the weights as they are.
     """
     model, loss_fn = trainer.model, trainer.loss
     device = batches[0].images.device
@@ -97,13 +100,13 @@ def train_step(trainer: Trainer, batches: list[Batch]) -> dict[str, Tensor]:
             (trainer.scaler.scale(total) if trainer.scaler else total).backward()
         totals = {name: value + losses[name].detach() for name, value in totals.items()}
     grad_norm = _apply_gradients(trainer, totals["loss_cls"] + totals["loss_box"])
-    reported = distributed.all_reduce_mean(torch.stack([totals["loss_cls"], totals["loss_box"]]))
+    reported = distributed.all_reduce_mean(torch.stack([totals["loss_cls"], totals["loss_box"], num_fg.sum().float()]))
     return {
-        "loss": reported.sum(),
+        "loss": reported[:2].sum(),
         "loss_cls": reported[0],
         "loss_box": reported[1],
         "grad_norm": grad_norm,
-        "num_fg": num_fg.sum(),
+        "num_fg": reported[2] * distributed.world_size(),
     }
 
 
@@ -185,10 +188,17 @@ def _due(period: int, iteration: int) -> bool:
     return period > 0 and iteration % period == 0
 
 
+def _sync_statistics(trainer: Trainer) -> None:
+    """Average the running statistics of the model, and of its moving average, over the processes."""
+    sync_statistics(trainer.model, distributed.all_reduce_mean)
+    if trainer.ema:
+        sync_statistics(trainer.ema.module, distributed.all_reduce_mean)
+
+
 def _evaluate(trainer: Trainer, evaluate, checkpointer: Checkpointer, progress: Progress, describe: dict) -> None:
     """Evaluate, record the metrics, and keep the weights as `best.pth` when their AP is the highest so far."""
     progress.flush()
-    sync_statistics(trainer.model, distributed.all_reduce_mean)
+    _sync_statistics(trainer)
     model = trainer.evaluated_model()
     metrics = evaluate(model, trainer.iteration)
     if distributed.is_main() and metrics:
@@ -205,7 +215,7 @@ def _evaluate(trainer: Trainer, evaluate, checkpointer: Checkpointer, progress: 
 def _save(trainer: Trainer, checkpointer: Checkpointer, progress: Progress, describe: dict) -> None:
     """Write a checkpoint from the first process; the others wait until it is on the disk."""
     progress.flush()
-    sync_statistics(trainer.model, distributed.all_reduce_mean)
+    _sync_statistics(trainer)
     if distributed.is_main():
         checkpointer.save({**trainer.state(), "log_window": progress.window, **describe})
     distributed.barrier()

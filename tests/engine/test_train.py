@@ -7,6 +7,7 @@ import torch
 from detection_cases import SyncWatch
 from model_cases import small_cfg
 
+from retinanet.engine import train as train_module
 from retinanet.engine.ema import model_ema
 from retinanet.engine.optim import build_optimizer, set_lr
 from retinanet.engine.train import Trainer, train_step
@@ -78,6 +79,41 @@ def test_a_step_that_is_not_finite_leaves_the_weights_alone():
     assert not torch.isfinite(values["loss"] + values["grad_norm"])
     torch.testing.assert_close(state(trainer), before, rtol=0, atol=0)
     torch.testing.assert_close(trainer.optimizer.state_dict()["state"], optimizer["state"], rtol=0, atol=0)
+
+
+def test_a_first_step_that_is_skipped_leaves_no_trace(monkeypatch):
+    """Under loss scaling the first steps overflow as a rule."""
+    plain, skipped = new_trainer(*GN), new_trainer(*GN)
+    monkeypatch.setattr("torch.empty_like", lambda tensor, **_: torch.full_like(tensor, float("nan")))
+    bad = new_batch(2)
+    bad.images = bad.images.float() * float("inf")
+    train_step(skipped, [bad])
+    for trainer in (plain, skipped):
+        train_step(trainer, [new_batch(2)])
+    torch.testing.assert_close(state(skipped), state(plain), rtol=0, atol=0)
+
+
+def test_a_resumed_run_keeps_its_momentum_and_follows_the_configuration_in_the_rest():
+    first = new_trainer(*GN)
+    train_step(first, [new_batch(2)])
+    changed = new_trainer(*GN, "SOLVER.WEIGHT_DECAY", 0.5, "SOLVER.MOMENTUM", 0.25)
+    changed.load_state(copy.deepcopy(first.state()))
+    groups = {group["name"]: group for group in changed.optimizer.param_groups}
+    assert (groups["weights"]["weight_decay"], groups["weights"]["momentum"]) == (0.5, 0.25)
+    one, other = (trainer.optimizer.state_dict()["state"] for trainer in (first, changed))
+    torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_statistics_of_the_average_are_averaged_over_processes_too(monkeypatch):
+    trainer = new_trainer("NORMS", ("BN", "GN", "GN"))
+    trainer.ema = model_ema(trainer.model, 0.9)
+    train_step(trainer, [new_batch(2)])
+    means = [model.backbone.conv1.norm.running_mean.clone() for model in (trainer.model, trainer.ema.module)]
+    assert means[1].any()
+    monkeypatch.setattr("retinanet.engine.train.distributed.all_reduce_mean", lambda moments: moments / 2)
+    train_module._sync_statistics(trainer)  # beside a process whose images had only zeros
+    for model, mean in zip((trainer.model, trainer.ema.module), means, strict=True):
+        torch.testing.assert_close(model.backbone.conv1.norm.running_mean, mean / 2)
 
 
 def test_empty_images_train():

@@ -258,6 +258,7 @@ def test_two_processes_equal_one(data, tmp_path, run):
     for first, second in zip(lines(tmp_path / "one")[:1], lines(tmp_path / "two")[:1], strict=True):
         assert first["loss"] == pytest.approx(second["loss"], rel=1e-5)
         assert first["grad_norm"] == pytest.approx(second["grad_norm"], rel=1e-4)
+        assert first["num_fg"] == second["num_fg"] > 0
     place = "inference/synthetic_val/predictions.json"
     first, second = (json.loads((tmp_path / name / place).read_text()) for name in ("one", "two"))
     assert [row["image_id"] for row in first] == [row["image_id"] for row in second]
