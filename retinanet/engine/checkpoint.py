@@ -103,7 +103,8 @@ class Checkpointer:
         write_checkpoint(path, state)
         write_atomically(self.folder / POINTER, lambda file: file.write(f"{path.name}\n".encode()))
         if self.keep:
-            for old in self.existing()[self.keep :]:
+            older = [other for other in self.existing() if other.name < path.name]  # later ones are damaged
+            for old in older[self.keep - 1 :]:
                 old.unlink(missing_ok=True)
         return path
 

@@ -46,6 +46,18 @@ def test_damaged_newest_is_passed_over(tmp_path, damage):
     assert (path.name, found["iteration"]) == ("checkpoint_0000010.pth", 10)
 
 
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_damaged_later_checkpoint_does_not_count_among_those_kept(tmp_path, keep):
+    keeper = Checkpointer(tmp_path, keep)
+    keeper.save(state(10))
+    (tmp_path / "checkpoint_0000020.pth").write_bytes(b"cut off")
+    keeper.save(state(12))
+    keeper.save(state(14))
+    path, found = keeper.latest()
+    assert (path.name, found["iteration"]) == ("checkpoint_0000014.pth", 14)
+    assert len(keeper.existing()) == keep + 1
+
+
 def test_only_damaged_checkpoints_are_an_error_and_none_is_none(tmp_path):
     keeper = Checkpointer(tmp_path)
     assert keeper.latest() is None
