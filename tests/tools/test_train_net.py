@@ -264,6 +264,20 @@ def test_two_processes_equal_one(data, tmp_path, run):
     assert [row["image_id"] for row in first] == [row["image_id"] for row in second]
 
 
+def test_statistics_of_two_processes_are_averaged(data, tmp_path, run):
+    """After one step the second moment of the first layer, whose input is the image, is that of the whole batch."""
+    options = ["SOLVER.MAX_ITER", "1", "DATALOADER.NUM_WORKERS", "0", "MODEL.BACKBONE.NORM", "MABN"]
+    options += ["MODEL.FPN.NORM", "BCN", "MODEL.NORM_OPTIONS.BCN.GROUPS", "4", "MODEL.HEAD.NORM", "BN"]
+    assert run(data, tmp_path / "one", *options).status == 0
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*launch, *command(data, tmp_path / "two", *options)[1:]], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    one, two = (weights(tmp_path / name, 1)["model"] for name in ("one", "two"))
+    norm = "backbone.conv1.norm"
+    torch.testing.assert_close(one[f"{norm}.running_var"], two[f"{norm}.running_var"], rtol=1e-5, atol=1e-6)
+    assert [state[f"{norm}.buffer_x2"].shape for state in (one, two)] == [(8, 64), (16, 64)]
+
+
 def test_four_images_are_learned_by_heart(tmp_path, run):
     """AP above 90 on its own training images: boxes, matching, loss, decoding and evaluation agree with one another."""
     write_dataset(tmp_path, "train", 4, size=(96, 96))
