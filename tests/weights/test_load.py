@@ -8,48 +8,29 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from weights.cases import backbone_only, make_cfg, make_model, write, write_caffe2
+from weights.cases import (
+    AFFINE,
+    BN,
+    FROZEN,
+    GN,
+    R18,
+    R50,
+    assert_complete,
+    assert_same_function,
+    backbone_only,
+    checkpoint,
+    image,
+    make_cfg,
+    make_model,
+    write,
+    write_caffe2,
+)
 
-from retinanet.config import dump_config
 from retinanet.errors import UserError
 from retinanet.weights import recognise as recognise_module
 from retinanet.weights.compare import Inputs
 from retinanet.weights.load import build_weights, load_weights
-from retinanet.weights.report import Report
 from retinanet.weights.source import AnchorOrder
-
-AFFINE = ("MODEL.BACKBONE.NORM", "AffineChannel")
-BN, FROZEN, GN = (("MODEL.BACKBONE.NORM", norm) for norm in ("BN", "FrozenBN", "GN"))
-R18, R50 = (("MODEL.BACKBONE.NAME", name) for name in ("R18", "R50"))
-
-
-def checkpoint(path, model, cfg, classes=("a", "b", "c"), **more) -> str:
-    listed = [{"id": number, "name": name} for number, name in enumerate(classes, start=1)]
-    state = {"format": "retinanet", "version": 1, "iteration": 7, "config": dump_config(cfg), "classes": listed}
-    return write(path, model.state_dict(), **state, **more)
-
-
-def assert_complete(report: Report, model: torch.nn.Module, names_in_file: set[str]) -> None:
-    """Every tensor of the model is in one list of the report, every one of the file in another."""
-    ours = [report.matched, report.converted, report.reshaped, report.initialised, report.reinitialised, report.missing]
-    assert sorted(sum(ours, [])) == sorted(model.state_dict())
-    theirs = report.used + report.unused + report.unexpected
-    assert sorted(theirs) == sorted(names_in_file)
-
-
-def image() -> torch.Tensor:
-    return torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(2))
-
-
-def outputs(model: torch.nn.Module, pixels: torch.Tensor | None = None) -> list[torch.Tensor]:
-    with torch.no_grad():
-        out = model.eval()(image() if pixels is None else pixels)
-    return [*out["logits"], *out["deltas"]]
-
-
-def assert_same_function(one, other, pixels=None, **tolerance) -> None:
-    for found, expected in zip(outputs(one, pixels), outputs(other), strict=True):
-        torch.testing.assert_close(found, expected, **tolerance)
 
 
 def test_a_state_dict_of_the_same_model_matches_whole(tmp_path):
@@ -307,75 +288,6 @@ def test_every_name_goes_to_the_log_and_counts_to_the_console(tmp_path, caplog):
     debug = [record.getMessage() for record in caplog.records if record.levelno == logging.DEBUG]
     assert info == [report.summary()]
     assert all(name in debug[-1] for name in model.state_dict())
-
-
-def test_other_classes_start_from_the_prior(tmp_path):
-    file = write(tmp_path / "w.pth", make_model(*R18).state_dict())
-    model = make_model(*R18, "MODEL.NUM_CLASSES", 5)
-    report = load_weights(model, file, prior_prob=0.05)
-    assert report.reinitialised == ["head.cls_pred.weight", "head.cls_pred.bias"]
-    torch.testing.assert_close(model.head.cls_pred.bias.sigmoid(), torch.full((45,), 0.05))
-    assert 0.008 < model.head.cls_pred.weight.std() < 0.012
-    assert_complete(report, model, set(make_model(*R18).state_dict()))
-    assert "the file has 3 classes, the model 5" in report.summary()
-
-
-def test_class_rows_are_copied_by_name(tmp_path):
-    source = make_model(*R18)
-    file = checkpoint(tmp_path / "w.pth", source, make_cfg(*R18), classes=("cat", "dog", "cow"))
-    model = make_model(*R18, "MODEL.NUM_CLASSES", 2)
-    report = load_weights(model, file, classes=["cow", "bee"])
-    assert report.reshaped == ["head.cls_pred.weight", "head.cls_pred.bias"]
-    theirs = source.head.cls_pred.weight.unflatten(0, (9, 3))
-    ours = model.head.cls_pred.weight.unflatten(0, (9, 2))
-    torch.testing.assert_close(ours[:, 0], theirs[:, 2], rtol=0, atol=0)
-    assert "1 of 2 classes are copied by name; new: bee" in report.summary()
-
-
-def test_names_given_for_the_file_are_preferred_to_its_own(tmp_path):
-    source = make_model(*R18)
-    file = checkpoint(tmp_path / "w.pth", source, make_cfg(*R18), classes=("a", "b", "c"))
-    model = make_model(*R18)
-    load_weights(model, file, classes=["z", "y", "x"], source_classes=["x", "y", "z"])
-    ours, theirs = (m.head.cls_pred.bias.unflatten(0, (9, 3)) for m in (model, source))
-    torch.testing.assert_close(ours, theirs.flip(1), rtol=0, atol=0)
-
-
-def test_names_that_do_not_fit_the_file_yield_to_its_own(tmp_path):
-    file = checkpoint(tmp_path / "w.pth", make_model(*R18), make_cfg(*R18), classes=("cat", "dog", "cow"))
-    model = make_model(*R18, "MODEL.NUM_CLASSES", 2)
-    report = load_weights(model, file, classes=["dog", "cat"], source_classes=["made", "for", "another", "file"])
-    assert "2 of 2 classes are copied by name" in report.summary()
-
-
-def test_numbers_in_place_of_names_do_not_hide_equal_counts(tmp_path):
-    source = make_model(*R18)
-    file = checkpoint(tmp_path / "w.pth", source, make_cfg(*R18), classes=("cat", "dog", "cow"))
-    report = build_weights(make_cfg(*R18, "MODEL.WEIGHTS", file), make_model(*R18), ["class 1", "class 2", "class 3"])
-    assert report.reinitialised == []
-
-
-def test_anchors_of_a_checkpoint_are_brought_into_the_models_order(tmp_path):
-    theirs = ("MODEL.ANCHORS.CONVENTION", "torchvision")
-    source = make_model(*R18, *theirs)
-    file = checkpoint(tmp_path / "w.pth", source, make_cfg(*R18, *theirs))
-    model = make_model(*R18)
-    report = load_weights(model, file, inputs=Inputs(anchors=AnchorOrder("detectron2", (0.5, 1.0, 2.0), 3)))
-    # torchvision's anchor 1 is ratio 0.5 with the second size, which detectron2 has at place 3
-    for name in ("cls_pred", "box_pred"):
-        ours, held = (getattr(m.head, name).weight.unflatten(0, (9, -1)) for m in (model, source))
-        torch.testing.assert_close(ours[3], held[1], rtol=0, atol=0)
-        assert f"head.{name}.weight" in report.converted
-    assert [warning.split(":")[0] for warning in report.warnings] == ["MODEL.ANCHORS.CONVENTION"]
-
-
-def test_another_ratio_order_of_the_same_convention_is_turned_only_for_our_own_files(tmp_path):
-    wanted = Inputs(anchors=AnchorOrder("detectron2", (1.0, 2.0, 0.5), 3))
-    source = make_model(*R18)
-    model = make_model(*R18, "MODEL.ANCHORS.ASPECT_RATIOS", [1.0, 2.0, 0.5])
-    load_weights(model, checkpoint(tmp_path / "w.pth", source, make_cfg(*R18)), inputs=wanted)
-    ours, held = (m.head.box_pred.bias.unflatten(0, (9, -1)) for m in (model, source))
-    torch.testing.assert_close(ours, held[[1, 2, 0, 4, 5, 3, 7, 8, 6]], rtol=0, atol=0)
 
 
 def test_an_empty_key_loads_nothing():
