@@ -15,6 +15,7 @@ then averaged over the ranks, as DistributedDataParallel does. The sum over all 
 the big batch, for every normalizer.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from retinanet.errors import pick
 from retinanet.modeling.assign import LOW_QUALITY, assign
-from retinanet.ops.losses import BOX_LOSSES, sigmoid_focal_loss
+from retinanet.ops.losses import BOX_LOSSES, DETECTRON_MAX_LOG, sigmoid_focal_loss
 from retinanet.structures import HeadOutputs
 
 
@@ -150,7 +151,8 @@ class RetinaNetLoss(nn.Module):
         """Return the focal loss (N,) of each image."""
         level_labels = labels.split([level.shape[1] for level in logits], dim=1)
         pairs = zip(logits, level_labels, strict=True)
-        return sum(sigmoid_focal_loss(level, target, self.gamma, self.alpha) for level, target in pairs)
+        max_log = DETECTRON_MAX_LOG if self.matching["plus_one"] else math.inf  # plus_one marks Detectron's conventions
+        return sum(sigmoid_focal_loss(level, target, self.gamma, self.alpha, max_log) for level, target in pairs)
 
     def _box_sums(self, outputs: HeadOutputs, gt_boxes: Tensor, matched_idx: Tensor) -> Tensor:
         """Return the box loss (N,) of each image, summed over its positive anchors.

@@ -3,6 +3,7 @@
 Everything is computed in float32, or in float64 when the predictions are float64, whatever their dtype.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -22,29 +23,36 @@ _CPU_CHUNK, _DEVICE_CHUNK = 2**18, 2**25
 _MAX_EXPONENT = 80.0
 
 
-def sigmoid_focal_loss(logits: Tensor, labels: Tensor, gamma: float, alpha: float) -> Tensor:
+# Detectron floors p of a positive at float32's smallest normal number before the logarithm, so -log(p) ends here.
+DETECTRON_MAX_LOG = -math.log(torch.finfo(torch.float32).tiny)
+
+
+def sigmoid_focal_loss(
+    logits: Tensor, labels: Tensor, gamma: float, alpha: float, max_log: float = math.inf
+) -> Tensor:
     """Return the focal loss of every image, (N,) float32, summed over its anchors and classes.
 
     logits: (N, R, K) before the sigmoid, any floating dtype and strides; finite. The gradient has their dtype.
     labels: (N, R) int64, the class in [0, K) of an anchor, `BACKGROUND` (all K classes negative) or `IGNORE` (none
         takes part).
     gamma >= 0 and 0 <= alpha <= 1: the loss of a positive is alpha * (1 - p)^gamma * -log(p), that of a negative
-        (1 - alpha) * p^gamma * -log(1 - p), p = sigmoid(logit) (RetinaNet, arXiv 1708.02002, equation 5). Detectron
-        lets the loss of a positive, not its gradient, stop growing below a logit of -87; this does not.
+        (1 - alpha) * p^gamma * -log(1 - p), p = sigmoid(logit) (RetinaNet, arXiv 1708.02002, equation 5).
+    max_log: cap of -log(p) of a positive in the loss, not in its gradient. Detectron's checkpoints were trained with
+        `DETECTRON_MAX_LOG`, which only logits below -87 reach; detectron2 and torchvision have none.
 
     Only `logits` and `labels` are kept for the backward pass, which computes the sigmoid again: a second pass over
     the logits costs less than storing one more tensor of their size. There is no one-hot target, and the device is
     never waited for. Not differentiable twice.
     """
     assert logits.shape[:2] == labels.shape, (logits.shape, labels.shape)
-    return _SigmoidFocalLoss.apply(logits, labels, gamma, alpha)
+    return _SigmoidFocalLoss.apply(logits, labels, gamma, alpha, max_log)
 
 
 class _SigmoidFocalLoss(torch.autograd.Function):
     """Treats every class of every valid anchor as negative, then exchanges the one positive of an anchor."""
 
     @staticmethod
-    def forward(ctx, logits: Tensor, labels: Tensor, gamma: float, alpha: float) -> Tensor:
+    def forward(ctx, logits: Tensor, labels: Tensor, gamma: float, alpha: float, max_log: float) -> Tensor:
         ctx.save_for_backward(logits, labels)
         ctx.gamma, ctx.alpha = gamma, alpha
         dtype = _compute_dtype(logits)
@@ -52,7 +60,9 @@ class _SigmoidFocalLoss(torch.autograd.Function):
         for rows, buffers in _passes(logits, 2):
             torch.sum(_negative_loss(logits[:, rows].to(dtype), gamma, *buffers), -1, out=per_anchor[:, rows])
         own = logits.gather(2, labels.clamp(min=0).unsqueeze(2)).squeeze(2).to(dtype)  # (N, R), of the anchor's class
-        exchange = alpha * _negative_loss(-own, gamma) - (1 - alpha) * _negative_loss(own, gamma)
+        # where the cap is reached (1 - p)^gamma is 1, so it caps the product
+        positive = _negative_loss(-own, gamma).clamp(max=max_log)
+        exchange = alpha * positive - (1 - alpha) * _negative_loss(own, gamma)
         per_anchor = (1 - alpha) * per_anchor + torch.where(labels >= 0, exchange, 0.0)
         return torch.where(labels != IGNORE, per_anchor, 0.0).sum(1)
 
@@ -71,7 +81,7 @@ class _SigmoidFocalLoss(torch.autograd.Function):
         positive = _negative_gradient(-logits.gather(2, column).to(dtype), gamma)
         positive = positive.mul_(-alpha * grad_output[:, None, None]).to(grad.dtype)
         grad.scatter_(2, column, torch.where((labels >= 0).unsqueeze(2), positive, grad.gather(2, column)))
-        return grad, None, None, None
+        return grad, None, None, None, None
 
 
 def _negative_loss(x: Tensor, gamma: float, p: Tensor | None = None, softplus: Tensor | None = None) -> Tensor:
