@@ -1,5 +1,6 @@
 """Caffe2 Detectron's own RetinaNet, with the configurations of configs/caffe2: forward, detections, training, SGD."""
 
+import copy
 import pickle
 
 import numpy as np
@@ -172,23 +173,62 @@ def losses_by_level(loss, outputs, batch, assignment, divisor) -> dict[str, torc
     return parts
 
 
-@pytest.mark.parametrize("variant", present("caffe2/train_*.npz"))
-def test_two_steps_of_the_caffe2_trainer(variant, folder):
-    expected, samples = numbers(f"caffe2/train_{variant}.json"), arrays(f"caffe2/train_{variant}.npz")
+class ExactSides:
+    """Stands for `relu_` in a network of two precisions: in float64 it remembers which inputs were above zero, in
+    float32 it corrects the sign of inputs that rounding has put on the other side, and counts them in `corrected`.
+
+    All of `all_gn` trains, and one input in res2 is 2e-7 from zero where float32 errs by 5e-7: whether its gradient
+    flows is the luck of a summation order, which differs between Caffe2, memory formats and processors. In float64 it
+    is where Caffe2 has it. Measured: 6 inputs corrected in two steps, the largest 1e-6 (AVX-512, contiguous).
+    """
+
+    def __init__(self):
+        self.masks, self.corrected, self.largest = [], 0, 0.0
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if x.dtype == torch.float64:
+            self.masks.append(x.detach() > 0)
+            return torch.relu_(x)
+        above = self.masks.pop(0)
+        wrong = above != (x.detach() > 0)
+        self.corrected += int(wrong.sum())
+        self.largest = max(self.largest, x.detach()[wrong].abs().max().item() if wrong.any() else 0.0)
+        return x * above
+
+
+def training_setup(folder, variant: str):
+    expected = numbers(f"caffe2/train_{variant}.json")
     opts = ("SOLVER.WEIGHT_DECAY", 0.05, "MODEL.BACKBONE.FREEZE_AT", 0 if variant == "all_gn" else 2)
-    size = TRAINING[variant]
-    sizes = ("INPUT.MIN_SIZE_TEST", size[0], "INPUT.MAX_SIZE_TEST", 1333)
+    sizes = ("INPUT.MIN_SIZE_TEST", TRAINING[variant][0], "INPUT.MAX_SIZE_TEST", 1333)
     cfg, model = load_variant(folder, variant, *opts, *sizes, training=True)
-    # All of this net trains, and in float32 one ReLU input of res2 is within rounding of zero, on either side of it
-    # with the memory format; its sign decides a sampled gradient. In float64 it is where Caffe2 has it.
-    model.to(torch.float64 if variant == "all_gn" else torch.float32).train()
-    batch, loss, optimizer = training_batch(cfg, size), build_loss(cfg), build_optimizer(cfg, model)
+    return expected, cfg, model.train(), training_batch(cfg, TRAINING[variant])
+
+
+@pytest.mark.parametrize("variant", [name for name in present("caffe2/train_*.npz") if name != "all_gn"])
+def test_two_steps_of_the_caffe2_trainer(variant, folder):
+    expected, cfg, model, batch = training_setup(folder, variant)
+    follow_trainer(variant, expected, cfg, model, batch)
+
+
+@pytest.mark.skipif("all_gn" not in present("caffe2/train_*.npz"), reason="the whole Caffe2 references are not here")
+def test_two_steps_of_the_caffe2_trainer_where_everything_trains(folder, monkeypatch):
+    expected, cfg, model, batch = training_setup(folder, "all_gn")
+    exact, sides = copy.deepcopy(model).double(), ExactSides()
+    monkeypatch.setattr(torch.nn.functional, "relu_", sides)
+    follow_trainer("all_gn", expected, cfg, exact, batch)
+    follow_trainer("all_gn", expected, cfg, model, batch)
+    assert not sides.masks and sides.corrected < 50 and sides.largest < 1e-5, (sides.corrected, sides.largest)
+
+
+def follow_trainer(variant: str, expected: dict, cfg, model, batch: Batch, num_steps: int = 2) -> None:
+    """Train `num_steps` and compare losses, gradients and updated weights with those of Caffe2."""
+    samples, loss, optimizer = arrays(f"caffe2/train_{variant}.npz"), build_loss(cfg), build_optimizer(cfg, model)
     set_lr(optimizer, expected["lr"])
     native = {blob: _TABLE.translate(blob) for blob in expected["trainable"]}
     parameters = dict(model.named_parameters())
     assert set(native.values()) == {name for name, value in parameters.items() if value.requires_grad}
     starts = {blob: parameters[name].detach().clone() for blob, name in native.items()}
-    for step in range(2):
+    for step in range(num_steps):
         outputs = model(model.normalize(batch.images, batch.image_sizes))
         assignment = loss.assign(outputs["anchors"], batch.gt_boxes, batch.gt_labels)
         count = loss.count(assignment.num_fg)
