@@ -100,6 +100,8 @@ _C.INPUT.SIZE_DIVISIBILITY = 32  # batches are padded to a multiple of this; Det
 _C.DATALOADER = CN()
 _C.DATALOADER.NUM_WORKERS = 2  # processes per rank; 0: in the training process
 _C.DATALOADER.ASPECT_GROUPING = True  # batches hold only wide or only tall images: less padding
+_C.DATALOADER.SHAPE_BUCKETS = False  # True: batches have one of a few fixed shapes that follow from MIN_SIZE_TRAIN and
+# MAX_SIZE_TRAIN (data/buckets.py), one short side is drawn for a step, ASPECT_GROUPING has no effect
 _C.DATALOADER.REPEAT_THRESHOLD = 0.0  # classes in fewer than this share of images are repeated (LVIS); 0: off
 _C.DATALOADER.SKIP_EMPTY = False  # True: images without boxes are left out of training
 _C.DATALOADER.MAX_BAD_IMAGES = 0  # unreadable images that training may replace and count before it stops

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from retinanet.data.buckets import ShapeBuckets
 from retinanet.data.catalog import Concatenated
 from retinanet.data.coco import CocoDataset
 from retinanet.data.collate import Collator
@@ -71,10 +72,15 @@ class TrainBatches(Dataset):
         short_sides: tuple[int, ...],
         flip_prob: float,
         max_bad_images: int = 0,
+        buckets: ShapeBuckets | None = None,
     ):
-        """rows: (J,) sorted rows of the data set that take part; the rest as in the config."""
+        """rows: (J,) sorted rows of the data set that take part; the rest as in the config.
+
+        buckets: gives the shapes of the batches; all images of a step are then resized to one drawn short side.
+        """
         self.dataset, self.collator, self.rows, self.seed = dataset, collator, rows, seed
         self.short_sides, self.flip_prob, self.max_bad_images = tuple(short_sides), flip_prob, max_bad_images
+        self.buckets = buckets
         self._bad = torch.zeros(len(dataset), dtype=torch.uint8).share_memory_()
 
     def bad_images(self) -> list[int]:
@@ -111,13 +117,16 @@ class TrainBatches(Dataset):
             map(self._read, rows[mine]),
             drawn[mine],
             geometries[mine],
-            self.collator.canvas(geometries),  # of all ranks
+            (self.buckets or self.collator).canvas(geometries),  # of all ranks
             self.dataset.image_ids[rows[mine]].tolist(),
         )
 
     def _draw(self, step: int, position: int) -> Augmentation:
         generator = np.random.default_rng([self.seed, step, position])
-        return draw_augmentation(generator, self.short_sides, self.flip_prob)
+        short_sides = self.short_sides
+        if self.buckets:
+            short_sides = (short_sides[np.random.default_rng([self.seed, step]).integers(len(short_sides))],)
+        return draw_augmentation(generator, short_sides, self.flip_prob)
 
     def _read(self, row: int) -> tuple[np.ndarray, Target]:
         try:
@@ -186,11 +195,15 @@ def build_train_loader(
     rows = trainable_rows(dataset.box_counts, cfg.DATALOADER.SKIP_EMPTY, dataset.name)
     threshold = cfg.DATALOADER.REPEAT_THRESHOLD
     factors = repeat_factors(dataset.box_counts, dataset.box_labels, threshold)[rows] if threshold > 0 else None
+    images_per_step = cfg.SOLVER.IMS_PER_BATCH * cfg.SOLVER.ACCUMULATE
+    collator = build_collator(cfg, cfg.INPUT.MAX_SIZE_TRAIN, dataset.plus_one_boxes)
+    buckets = build_buckets(cfg, dataset.sizes[rows], images_per_step, collator)
+    aspects = aspect_groups(dataset.sizes[rows]) if cfg.DATALOADER.ASPECT_GROUPING else None
     sampler = TrainSampler(
         rows,
-        cfg.SOLVER.IMS_PER_BATCH * cfg.SOLVER.ACCUMULATE,
+        images_per_step,
         cfg.SEED,
-        groups=aspect_groups(dataset.sizes[rows]) if cfg.DATALOADER.ASPECT_GROUPING else None,
+        groups=buckets.groups if buckets else aspects,
         factors=factors,
         start_iteration=start_iteration,
         accumulate=cfg.SOLVER.ACCUMULATE,
@@ -199,14 +212,26 @@ def build_train_loader(
     )
     batches = TrainBatches(
         dataset,
-        build_collator(cfg, cfg.INPUT.MAX_SIZE_TRAIN, dataset.plus_one_boxes),
+        collator,
         rows,
         cfg.SEED,
         cfg.INPUT.MIN_SIZE_TRAIN,
         cfg.INPUT.FLIP_PROB,
         cfg.DATALOADER.MAX_BAD_IMAGES,
+        buckets,
     )
     return build_batch_loader(cfg, batches, sampler)
+
+
+def build_buckets(cfg, sizes: np.ndarray, images_per_step: int, collator: Collator) -> ShapeBuckets | None:
+    """Return the fixed shapes for training images of `sizes` (J, 2), and log them; None where the config wants none."""
+    if not cfg.DATALOADER.SHAPE_BUCKETS:
+        return None
+    short_sides, max_size = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN
+    step = cfg.INPUT.SIZE_DIVISIBILITY
+    buckets = ShapeBuckets(sizes, short_sides, max_size, step, images_per_step, collator.geometry)
+    logger.info("%s", buckets.describe())
+    return buckets
 
 
 def build_test_loader(cfg, dataset: CocoDataset, rank: int = 0, world_size: int = 1) -> BatchLoader:
