@@ -13,6 +13,7 @@ from retinanet.data.loader import build_train_loader
 from retinanet.engine.checkpoint import Checkpointer, write_atomically
 from retinanet.engine.evaluate import build_evaluation
 from retinanet.engine.optim import build_schedule
+from retinanet.engine.prefetch import prefetched
 from retinanet.engine.progress import Progress
 from retinanet.engine.run import (
     build_datasets,
@@ -73,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
     with closing(progress), stop_request() as request:  # closed, the bar leaves a message its own line
         finished = train(
             trainer,
-            iter(loader),
+            prefetched(iter(loader), device),
             schedule,
             Periods(cfg.SOLVER.LOG_PERIOD, recipe.eval_period, recipe.checkpoint_period),
             cfg.SOLVER.ACCUMULATE,

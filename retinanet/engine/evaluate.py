@@ -12,6 +12,7 @@ from retinanet.data.coco import CocoDataset
 from retinanet.data.loader import build_test_loader
 from retinanet.engine.coco_json import write_json
 from retinanet.engine.coco_metrics import coco_metrics, format_metrics
+from retinanet.engine.prefetch import prefetched
 from retinanet.modeling.build import build_postprocess
 from retinanet.modeling.retinanet import RetinaNet
 from retinanet.structures import Batch, Detections, HeadOutputs
@@ -71,7 +72,7 @@ def predict(
     model.eval()
     results = []
     try:
-        for batch in loader if progress is None else progress(loader):
+        for batch in prefetched(loader if progress is None else progress(loader), device):
             found = detect(model, batch.to(device), postprocess, amp)
             results += to_coco(found, batch.image_ids, category_ids, plus_one)
     finally:

@@ -155,7 +155,7 @@ def train(
 ) -> bool:
     """Run from `trainer.iteration` to `schedule.max_iter`; return False when `stop()` ended it early, after saving.
 
-    loader: yields this process's micro-batches on the CPU, starting with the one that follows `trainer.iteration`.
+    loader: yields this process's micro-batches, starting with the one that follows `trainer.iteration`.
     evaluate: gets the model and the iteration, returns metrics; `best.pth` follows their "AP".
     describe: "config" and "classes", stored in every checkpoint.
     Raises `NonFiniteError` (`progress.py`); the step that it names has not changed the weights.
