@@ -43,3 +43,18 @@ def run(norm: nn.Module, x: Tensor) -> list[Tensor]:
     x = x.detach().requires_grad_()
     y = norm(x)
     return [y.detach(), *torch.autograd.grad(y, [x, *norm.parameters()], output_gradient(y.shape, y.dtype))]
+
+
+def one_step(layer: nn.Module, x: Tensor, w: Tensor) -> dict[str, Tensor]:
+    """Return y, the gradients gx and g.NAME for the loss sum(y * w), and the buffers buf.NAME after the step."""
+    x = x.requires_grad_()
+    layer.zero_grad()
+    y = layer(x)
+    (y * w).sum().backward()
+    gradients = {f"g.{name}": parameter.grad for name, parameter in layer.named_parameters()}
+    buffers = {f"buf.{name}": buffer.clone() for name, buffer in layer.named_buffers()}
+    return {"y": y.detach(), "gx": x.grad, **gradients, **buffers}
+
+
+def randn(*shape, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))

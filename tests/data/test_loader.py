@@ -4,24 +4,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from loader_cases import assert_same, config, take, write_nine_images
+from loader_cases import assert_same, config, take
 
 from retinanet.data.coco import CocoDataset
 from retinanet.data.loader import build_image_batcher, build_test_loader, build_train_loader
 from retinanet.data.transforms import draw_augmentation
 from retinanet.structures import PAD_LABEL
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data")
-    write_nine_images(path)
-    return path
-
-
-@pytest.fixture
-def dataset(folder):
-    return CocoDataset(folder, folder / "x.json")
 
 
 @pytest.mark.parametrize("order", ["BGR", "RGB"])

@@ -5,24 +5,12 @@ import logging
 
 import numpy as np
 import pytest
-from loader_cases import SIZES, assert_same, config, take, write_nine_images
+from loader_cases import SIZES, assert_same, config, take
 
 from retinanet.data.coco import CocoDataset
 from retinanet.data.image import ImageError
 from retinanet.data.loader import build_test_loader, build_train_loader
 from retinanet.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data")
-    write_nine_images(path)
-    return path
-
-
-@pytest.fixture
-def dataset(folder):
-    return CocoDataset(folder, folder / "x.json")
 
 
 def test_batch_that_processes_cannot_share_is_refused(dataset):

@@ -3,6 +3,7 @@
 import norm_recipes as recipes
 import pytest
 import torch
+from norm_cases import one_step, randn
 from norm_recipes import golden, relative_error, tensor
 from torch import Tensor, nn
 
@@ -76,17 +77,6 @@ def start(name: str, dtype: torch.dtype) -> nn.Module:
     return layer.to(dtype)
 
 
-def run(layer: nn.Module, x: Tensor, w: Tensor) -> dict[str, Tensor]:
-    """One forward and backward with loss sum(y * w); results under the names of the authors' traces."""
-    x = x.requires_grad_()
-    layer.zero_grad()
-    y = layer(x)
-    (y * w).sum().backward()
-    gradients = {f"g.{name}": parameter.grad for name, parameter in layer.named_parameters()}
-    buffers = {f"buf.{name}": buffer.clone() for name, buffer in layer.named_buffers()}
-    return {"y": y.detach(), "gx": x.grad, **gradients, **buffers}
-
-
 def ours(name: str) -> str:
     for theirs, own in LABML.items():
         name = name.replace(theirs, own)
@@ -95,10 +85,6 @@ def ours(name: str) -> str:
 
 def set_speed(layer: nn.Module, speed: float) -> None:
     getattr(layer, "bn", layer).estbn_moving_speed.fill_(speed)
-
-
-def randn(*shape, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
@@ -114,14 +100,14 @@ def test_every_step_of_the_published_traces_is_reproduced(name, dtype, tolerance
         if speed:
             set_speed(layer, speed(step))
         x = tensor(recipes.bcn_x(step, seed), dtype).contiguous(memory_format=memory_format)
-        result = run(layer, x, w)
+        result = one_step(layer, x, w)
         for key, (total, size) in zip(trace["checksum_columns"], trace["checksums"][step - 1], strict=True):
             key = key if key in result else ours(key)
             assert abs(result[key].double().sum().item() - total) <= tolerance * size, (step, key)
         for key in [key for key in trace if key.startswith(f"it{step:02d}_") and UNCOUNTED not in key]:
             assert relative_error(result[ours(key.split("_", 1)[1])], trace[key]) <= tolerance, (step, key)
     x = tensor(recipes.bcn_x(99, seed), dtype).contiguous(memory_format=memory_format)
-    result = run(layer.eval(), x, w)
+    result = one_step(layer.eval(), x, w)
     assert relative_error(result["y"], trace["eval_y"]) <= tolerance
     assert relative_error(result["gx"], trace.get("eval_gx", result["gx"])) <= tolerance
 
@@ -137,7 +123,7 @@ def test_every_step_equals_the_definition_by_plain_autograd(name, memory_format)
             set_speed(layer, rate)
             set_speed(reference, rate)
         x = tensor(recipes.bcn_x(step, seed))
-        result = run(layer, x.contiguous(memory_format=memory_format), w)
+        result = one_step(layer, x.contiguous(memory_format=memory_format), w)
         reference.zero_grad()
         (slow(reference, x.requires_grad_(), rate) * w).sum().backward()
         assert relative_error(result["gx"], x.grad) <= 1e-9, step

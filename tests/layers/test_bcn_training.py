@@ -4,25 +4,11 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor, nn
+from norm_cases import one_step, randn
+from torch import nn
 
 from retinanet.layers.conv import StandardizedConv2d
 from retinanet.layers.norm import BCN, PerLevelNorm
-
-
-def run(layer: nn.Module, x: Tensor, w: Tensor) -> dict[str, Tensor]:
-    """One forward and backward with loss sum(y * w); results under the names of the authors' traces."""
-    x = x.requires_grad_()
-    layer.zero_grad()
-    y = layer(x)
-    (y * w).sum().backward()
-    gradients = {f"g.{name}": parameter.grad for name, parameter in layer.named_parameters()}
-    buffers = {f"buf.{name}": buffer.clone() for name, buffer in layer.named_buffers()}
-    return {"y": y.detach(), "gx": x.grad, **gradients, **buffers}
-
-
-def randn(*shape, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
@@ -60,9 +46,9 @@ def test_half_precision_keeps_its_dtype_and_float32_statistics(dtype, estimate, 
 @pytest.mark.parametrize("estimate", [True, False])
 def test_memory_format_and_strides_do_not_change_the_result(estimate):
     x, w = randn(3, 4, 6, 5), randn(3, 4, 6, 5, seed=1)
-    expected = run(BCN(4, 2, estimate=estimate), x.clone(), w)
+    expected = one_step(BCN(4, 2, estimate=estimate), x.clone(), w)
     for view in (x.contiguous(memory_format=torch.channels_last), x.transpose(2, 3).contiguous().transpose(2, 3)):
-        result = run(BCN(4, 2, estimate=estimate), view.detach(), w)
+        result = one_step(BCN(4, 2, estimate=estimate), view.detach(), w)
         for key, value in expected.items():
             torch.testing.assert_close(result[key], value, rtol=1e-4, atol=1e-5)
     y = BCN(4, 2, estimate=estimate)(x.contiguous(memory_format=torch.channels_last))
@@ -72,12 +58,12 @@ def test_memory_format_and_strides_do_not_change_the_result(estimate):
 @pytest.mark.parametrize("estimate", [True, False])
 def test_empty_and_non_finite_batches_move_nothing(estimate):
     layer = BCN(4, 2, estimate=estimate)
-    run(layer, randn(2, 4, 4, 4), randn(2, 4, 4, 4))
+    one_step(layer, randn(2, 4, 4, 4), randn(2, 4, 4, 4))
     before = copy.deepcopy(layer.state_dict())
     broken = randn(2, 4, 4, 4)
     broken[1, 2, 0, 0] = float("inf")
     for x in (torch.zeros(0, 4, 4, 4), broken):
-        result = run(layer, x, torch.ones_like(x))
+        result = one_step(layer, x, torch.ones_like(x))
         assert all(parameter.grad is not None for parameter in layer.parameters()) and result["y"].shape == x.shape
         torch.testing.assert_close(layer.state_dict(), before, rtol=0, atol=0)
 
@@ -88,11 +74,11 @@ def test_resume_equals_no_interruption_bit_for_bit(estimate):
     resumed = copy.deepcopy(straight)
     for step in range(10):
         x, w = randn(2, 4, 4, 4, seed=step), randn(2, 4, 4, 4, seed=50 + step)
-        expected = run(straight, x.clone(), w)
+        expected = one_step(straight, x.clone(), w)
         if step == 4:
             state, resumed = resumed.state_dict(), BCN(4, 2, estimate=estimate, update_rate=0.2)
             resumed.load_state_dict(state)
-        result = run(resumed, x.clone(), w)
+        result = one_step(resumed, x.clone(), w)
     torch.testing.assert_close(result, expected, rtol=0, atol=0)
 
 
@@ -113,7 +99,7 @@ def test_layer_used_twice_before_backward_keeps_what_each_use_saw():
     twice(second)
     y.square().sum().backward()
     x = first.detach().clone()
-    result = run(once, x, 2 * y.detach())
+    result = one_step(once, x, 2 * y.detach())
     torch.testing.assert_close(first.grad, result["gx"])
 
 

@@ -6,6 +6,7 @@ import norm_recipes as recipes
 import numpy as np
 import pytest
 import torch
+from norm_cases import one_step, randn
 from norm_recipes import golden, relative_error, tensor
 from torch import nn
 
@@ -65,17 +66,9 @@ def layer_of(c: dict, dtype: torch.dtype) -> MABN:
 
 
 def run(layer: nn.Module, x: torch.Tensor, w: torch.Tensor) -> dict[str, torch.Tensor]:
-    """One forward and backward with loss sum(y * w); results under the names of the traces."""
-    x = x.requires_grad_()
-    layer.zero_grad()
-    y = layer(x)
-    (y * w).sum().backward()
-    state = {name: buffer.clone() for name, buffer in layer.named_buffers()}
-    return {"y": y.detach(), "gx": x.grad, "gw": layer.weight.grad, "gb": layer.bias.grad, **state}
-
-
-def randn(*shape, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    """Return the results of `one_step` under the names of the traces."""
+    short = {"g.weight": "gw", "g.bias": "gb"}
+    return {short.get(name, name.removeprefix("buf.")): value for name, value in one_step(layer, x, w).items()}
 
 
 @pytest.mark.parametrize("name, dtype, tolerance", [

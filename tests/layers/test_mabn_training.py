@@ -5,24 +5,11 @@ import logging
 
 import pytest
 import torch
+from norm_cases import one_step, randn
 from torch import nn
 
 from retinanet.errors import UserError
 from retinanet.layers.norm import MABN, PerLevelNorm, set_loss_scale
-
-
-def run(layer: nn.Module, x: torch.Tensor, w: torch.Tensor) -> dict[str, torch.Tensor]:
-    """One forward and backward with loss sum(y * w); results under the names of the traces."""
-    x = x.requires_grad_()
-    layer.zero_grad()
-    y = layer(x)
-    (y * w).sum().backward()
-    state = {name: buffer.clone() for name, buffer in layer.named_buffers()}
-    return {"y": y.detach(), "gx": x.grad, "gw": layer.weight.grad, "gb": layer.bias.grad, **state}
-
-
-def randn(*shape, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def test_only_the_input_in_its_own_dtype_and_small_vectors_are_saved():
@@ -49,9 +36,9 @@ def test_half_precision_keeps_its_dtype_and_float32_statistics(dtype, training):
 @pytest.mark.parametrize("training", [True, False])
 def test_memory_format_and_strides_do_not_change_the_result(training):
     x, w = randn(3, 4, 6, 5), randn(3, 4, 6, 5, seed=1)
-    expected = run(MABN(4).train(training), x.clone(), w)
+    expected = one_step(MABN(4).train(training), x.clone(), w)
     for view in (x.contiguous(memory_format=torch.channels_last), x.transpose(2, 3).contiguous().transpose(2, 3)):
-        result = run(MABN(4).train(training), view.detach(), w)
+        result = one_step(MABN(4).train(training), view.detach(), w)
         for key, value in expected.items():
             torch.testing.assert_close(result[key], value, rtol=1e-5, atol=1e-6)
     channels_last = MABN(4).train(training)(x.contiguous(memory_format=torch.channels_last))
@@ -76,10 +63,10 @@ def test_empty_batch_moves_nothing_and_gives_zero_gradients():
 def test_non_finite_input_moves_nothing(bad):
     layer, x = MABN(3, simulated_batch=4, warmup_iters=1), randn(2, 3, 4, 4)
     for step in range(5):  # the window is in use
-        run(layer, x * (step + 1), x)
+        one_step(layer, x * (step + 1), x)
     before = copy.deepcopy(layer.state_dict())
     x[0, 0, 0, 0] = bad
-    run(layer, x, torch.ones_like(x))
+    one_step(layer, x, torch.ones_like(x))
     torch.testing.assert_close(layer.state_dict(), before, rtol=0, atol=0)
 
 
@@ -89,7 +76,7 @@ def scaled_run(layer: MABN, scales: list[float]) -> torch.Tensor:
     set_loss_scale(layer, scale)
     for step, factor in enumerate(scales):
         scale.fill_(factor)  # in place, as a gradient scaler does it
-        result = run(layer, randn(2, 3, 4, 4, seed=step), factor * randn(2, 3, 4, 4, seed=100 + step))
+        result = one_step(layer, randn(2, 3, 4, 4, seed=step), factor * randn(2, 3, 4, 4, seed=100 + step))
     return result["gx"] / scales[-1]
 
 
@@ -106,10 +93,10 @@ def test_gradients_that_overflow_leave_the_window_as_it_was():
     before = layer.buffer_gz.clone()
     w = torch.ones(2, 3, 4, 4)
     w[:, 1] = float("inf")
-    run(layer, randn(2, 3, 4, 4), w)
+    one_step(layer, randn(2, 3, 4, 4), w)
     assert layer.buffer_gz.isfinite().all()
     torch.testing.assert_close(layer.buffer_gz[:, 1], before[:, 1], rtol=0, atol=0)
-    assert run(layer, randn(2, 3, 4, 4), torch.ones(2, 3, 4, 4))["gx"].isfinite().all()
+    assert one_step(layer, randn(2, 3, 4, 4), torch.ones(2, 3, 4, 4))["gx"].isfinite().all()
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
@@ -126,7 +113,7 @@ def test_layer_used_twice_before_backward_fills_two_rows():
     inputs, weights = [randn(2, 3, 4, 4, seed=i) for i in range(4)], [randn(2, 3, 4, 4, seed=9 + i) for i in range(4)]
     separate, together = (MABN(3, simulated_batch=8, warmup_iters=10**9) for _ in range(2))
     for x, w in zip(inputs, weights, strict=True):
-        run(separate, x.clone(), w)
+        one_step(separate, x.clone(), w)
     sum((together(x) * w).sum() for x, w in zip(inputs, weights, strict=True)).backward()
     torch.testing.assert_close(together.buffer_gz, separate.buffer_gz)
     assert int(together.iters) == 4
@@ -138,18 +125,18 @@ def test_resume_equals_no_interruption_bit_for_bit():
     resumed = copy.deepcopy(straight)
     for step in range(steps):
         x, w = randn(2, 3, 4, 4, seed=step), randn(2, 3, 4, 4, seed=50 + step)
-        expected = run(straight, x.clone(), w)
+        expected = one_step(straight, x.clone(), w)
         if step == steps // 2:
             state, resumed = resumed.state_dict(), MABN(3, simulated_batch=8, warmup_iters=2)
             resumed.load_state_dict(state)
-        result = run(resumed, x.clone(), w)
+        result = one_step(resumed, x.clone(), w)
     torch.testing.assert_close(result, expected, rtol=0, atol=0)
 
 
 def test_other_window_length_is_refilled_with_the_mean_row(caplog):
     old, new = MABN(2, simulated_batch=8, images_per_batch=2), MABN(2, simulated_batch=46, images_per_batch=2)
     for step in range(3):  # one of four rows stays unused
-        run(old, randn(2, 2, 4, 4, seed=step), randn(2, 2, 4, 4, seed=50 + step))
+        one_step(old, randn(2, 2, 4, 4, seed=step), randn(2, 2, 4, 4, seed=50 + step))
     with caplog.at_level(logging.INFO):
         new.load_state_dict(old.state_dict())
     torch.testing.assert_close(new.buffer_gz, (old.buffer_gz.sum(0) / 3).expand(23, 2))
