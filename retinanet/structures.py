@@ -64,11 +64,12 @@ class Batch:
     images: (N, 3, H, W) uint8, RGB or BGR as `MODEL.CHANNEL_ORDER` says, zero at the bottom and right; float32 when
         `INPUT.RESIZE` asks for a resize in floating point.
     image_sizes: (N, 2) int64 (height, width) of the resized images before padding.
-    original_sizes: (N, 2) int64 (height, width) of the images on disk.
+    original_sizes: (N, 2) int64 (height, width) of the images on disk; in training of what `INPUT.AUGMENT` cut out of
+        them or put together.
     scales: (N, 2) float32 (x, y): resized pixels per original pixel.
     gt_boxes: (N, M, 4) float32 xyxy pixels of the resized image; padding rows are zero.
     gt_labels: (N, M) int64 in [0, K), `PAD_LABEL` in padding rows.
-    image_ids: the N image ids of the data set's json, in order.
+    image_ids: the N image ids of the data set's json, in order; a mosaic is known by the first of its images.
     """
 
     images: Tensor

@@ -53,13 +53,15 @@ RANGES = (
     )),
     ("more than 0", lambda value: value > 0, (
         "MODEL.PIXEL_STD", "MODEL.ANCHORS.SCALE", "MODEL.ANCHORS.ASPECT_RATIOS", "SOLVER.BASE_LR",
-        "MODEL.NORM_OPTIONS.BN.EPS", "MODEL.NORM_OPTIONS.GN.EPS",
+        "MODEL.NORM_OPTIONS.BN.EPS", "MODEL.NORM_OPTIONS.GN.EPS", "INPUT.AUGMENT.LSJ",
     )),
     ("from 0 to 1", lambda value: 0 <= value <= 1, (
         "MODEL.LOSS.ALPHA", "MODEL.MATCHER.FG_IOU", "MODEL.MATCHER.BG_IOU", "INPUT.FLIP_PROB", "SOLVER.WARMUP_FACTOR",
+        "INPUT.AUGMENT.MOSAIC", "INPUT.AUGMENT.PHOTOMETRIC", "INPUT.AUGMENT.MIN_VISIBLE",
     )),
     ("more than 0 and at most 1", lambda value: 0 < value <= 1, (
         "MODEL.NORM_OPTIONS.BN.UPDATE_RATE", "MODEL.NORM_OPTIONS.BCN.UPDATE_RATE", "SOLVER.GAMMA", "TEST.NMS_IOU",
+        "INPUT.AUGMENT.CROP",
     )),
     ("at least 0 and less than 1", lambda value: 0 <= value < 1, (
         "MODEL.NORM_OPTIONS.MABN.KEEP_RATE", "SOLVER.MOMENTUM", "SOLVER.EMA_DECAY", "TEST.SCORE_THRESH",
@@ -138,6 +140,9 @@ def _lists(cfg) -> Iterator[str]:
     for key in ("MODEL.ANCHORS.ASPECT_RATIOS", "INPUT.MIN_SIZE_TRAIN"):
         if len(get_key(cfg, key)) == 0:
             yield f"{key}: is empty; give at least one number"
+    jitter = cfg.INPUT.AUGMENT.LSJ
+    if len(jitter) != 2 or jitter[0] > jitter[1]:
+        yield f"INPUT.AUGMENT.LSJ: {jitter} has to be the least and the most factor, such as 0.1,2.0; 1,1 is none"
     steps = cfg.SOLVER.STEPS
     if any(later <= earlier for earlier, later in zip(steps, steps[1:], strict=False)):
         yield f"SOLVER.STEPS: {steps} has to grow from step to step"

@@ -96,6 +96,13 @@ _C.INPUT.FLIP_PROB = 0.5  # probability of a horizontal flip in training
 _C.INPUT.RESIZE = "cv2"  # cv2 (bilinear on uint8), cv2_float (Detectron: bilinear on floats, one scale
 # for both axes), pil (detectron2: antialiased bilinear), torchvision (bilinear on floats, without antialias)
 _C.INPUT.SIZE_DIVISIBILITY = 32  # batches are padded to a multiple of this; Detectron 128
+_C.INPUT.AUGMENT = CN()  # training only, beside size and flip; tools/visualize.py shows what it does
+_C.INPUT.AUGMENT.CROP = 1.0  # smallest share of each side that a random crop keeps (detectron2); 1: no crop
+_C.INPUT.AUGMENT.LSJ = (1.0, 1.0)  # least, most random factor of the size, 0.1, 2.0 in arXiv 2012.07177; 1, 1: off
+_C.INPUT.AUGMENT.MOSAIC = 0.0  # probability of four images in one (YOLOv4, arXiv 2004.10934); 0: off
+_C.INPUT.AUGMENT.PHOTOMETRIC = 0.0  # 0..1: brightness, contrast, saturation by 1 - this to 1 + this, hue by up to
+# this x 90 degrees; 0: off
+_C.INPUT.AUGMENT.MIN_VISIBLE = 0.3  # share of its area from which a box that was cut is kept; below, it is background
 
 _C.DATALOADER = CN()
 _C.DATALOADER.NUM_WORKERS = 2  # processes per rank; 0: in the training process

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from retinanet.data.augment import Augmenter, Plan, Settings
 from retinanet.data.buckets import ShapeBuckets
 from retinanet.data.catalog import Concatenated
 from retinanet.data.coco import CocoDataset
@@ -31,6 +32,7 @@ from retinanet.errors import UserError
 from retinanet.structures import Batch, Target
 
 logger = logging.getLogger(__name__)
+NO_AUGMENTATION = Settings()
 
 
 class BatchLoader(DataLoader):
@@ -73,14 +75,18 @@ class TrainBatches(Dataset):
         flip_prob: float,
         max_bad_images: int = 0,
         buckets: ShapeBuckets | None = None,
+        augment: Settings = NO_AUGMENTATION,
     ):
         """rows: (J,) sorted rows of the data set that take part; the rest as in the config.
 
         buckets: gives the shapes of the batches; all images of a step are then resized to one drawn short side.
+        augment: what is drawn beside size and flip.
         """
         self.dataset, self.collator, self.rows, self.seed = dataset, collator, rows, seed
         self.short_sides, self.flip_prob, self.max_bad_images = tuple(short_sides), flip_prob, max_bad_images
         self.buckets = buckets
+        plus_one, mode = dataset.plus_one_boxes, collator.mode
+        self.augmenter = Augmenter(augment, seed, rows, dataset.image_size, collator.geometry, mode, plus_one)
         self._bad = torch.zeros(len(dataset), dtype=torch.uint8).share_memory_()
 
     def bad_images(self) -> list[int]:
@@ -109,17 +115,21 @@ class TrainBatches(Dataset):
         rows = [sample.index for sample in samples]
         rows[mine] = [self._readable(row) for row in rows[mine]]
         drawn = [self._draw(sample.step, sample.position) for sample in samples]
-        geometries = [
-            self.collator.geometry(self.dataset.image_size(row), augmentation.short_side)
-            for row, augmentation in zip(rows, drawn, strict=True)
+        plans = [
+            self.augmenter.plan(row, sample.step, sample.position, augmentation.short_side, self._readable)
+            for row, sample, augmentation in zip(rows, samples, drawn, strict=True)
         ]
+        geometries = [self.collator.geometry(plan.size, plan.short_side) for plan in plans]
         return self.collator(
-            map(self._read, rows[mine]),
+            map(self._make, plans[mine]),
             drawn[mine],
             geometries[mine],
             (self.buckets or self.collator).canvas(geometries),  # of all ranks
             self.dataset.image_ids[rows[mine]].tolist(),
         )
+
+    def _make(self, plan: Plan) -> tuple[np.ndarray, Target]:
+        return self.augmenter.make(plan, self._read)
 
     def _draw(self, step: int, position: int) -> Augmentation:
         generator = np.random.default_rng([self.seed, step, position])
@@ -219,8 +229,15 @@ def build_train_loader(
         cfg.INPUT.FLIP_PROB,
         cfg.DATALOADER.MAX_BAD_IMAGES,
         buckets,
+        build_augmentation(cfg),
     )
     return build_batch_loader(cfg, batches, sampler)
+
+
+def build_augmentation(cfg) -> Settings:
+    """Return what the config wants to be drawn for each training sample beside its size and flip."""
+    wanted = cfg.INPUT.AUGMENT
+    return Settings(wanted.CROP, tuple(wanted.LSJ), wanted.MOSAIC, wanted.PHOTOMETRIC, wanted.MIN_VISIBLE)
 
 
 def build_buckets(cfg, sizes: np.ndarray, images_per_step: int, collator: Collator) -> ShapeBuckets | None:
