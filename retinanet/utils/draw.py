@@ -51,6 +51,7 @@ def draw_detections(
     scores: Sequence[float] | None = None,
     names: Sequence[str] | None = None,
     min_side: int = 0,
+    colours: Sequence[tuple[int, int, int]] | None = None,
 ) -> np.ndarray:
     """Return a copy of `image (H, W, 3) uint8 BGR` with boxes and labels; higher scores lie on top.
 
@@ -58,6 +59,7 @@ def draw_detections(
     labels: (D,) class numbers, which choose the colours. scores: (D,), shown after the name.
     names: the name of each class number, or None to show the numbers. What OpenCV's font lacks appears as "?".
     min_side: a picture with a shorter side is enlarged by a whole factor first, because labels would hide it.
+    colours: the BGR colour of each box, when something else than its class is to be told.
     """
     assert image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8, (image.shape, image.dtype)
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
@@ -68,15 +70,16 @@ def draw_detections(
     corners = _pixels(boxes * factor, width, height)
     order = np.arange(len(boxes)) if scores is None else np.argsort(np.asarray(scores, dtype=np.float64), kind="stable")
     order = [index for index in order if corners[index] is not None]
+    colours = [class_colour(int(label)) for label in labels] if colours is None else colours
     line = max(1, round(min(height, width) * LINE_SHARE))
     for index in order:
         x1, y1, x2, y2 = corners[index]
-        cv2.rectangle(canvas, (x1, y1), (x2, y2), class_colour(int(labels[index])), line)
+        cv2.rectangle(canvas, (x1, y1), (x2, y2), colours[index], line)
     placed: list[tuple[Label, tuple]] = []
     for index in reversed(order):  # the best choose their places first ...
         text = str(int(labels[index])) if names is None else names[int(labels[index])]
         text = text if scores is None else f"{text} {float(scores[index]):.2f}"
-        label = _fit(text, width, height, class_colour(int(labels[index])))
+        label = _fit(text, width, height, colours[index])
         placed.append((label, _place(label, corners[index], width, height, [place for _, place in placed])))
     for label, place in reversed(placed):  # ... and are painted last
         _paint(canvas, label, place)

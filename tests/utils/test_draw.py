@@ -54,6 +54,15 @@ def test_boxes_outside_are_not_drawn(box):
     np.testing.assert_array_equal(draw_detections(plain(100, 100), [box], [0]), plain(100, 100))
 
 
+def test_colours_can_tell_something_else_than_the_class():
+    red, green = (0, 0, 255), (0, 255, 0)
+    drawn = draw_detections(
+        plain(60, 60), [[5, 5, 20, 20], [30, 30, 50, 50]], [1, 1], names=["", ""], colours=[red, green]
+    )
+    assert drawn[12, 5].tolist() == list(red) and drawn[40, 30].tolist() == list(green)
+    assert not of_colour(drawn, 1).any()
+
+
 def test_higher_score_lies_on_top():
     box = [20, 60, 80, 90]
     drawn = draw_detections(plain(100, 100), [box, box], [0, 1], [0.9, 0.2], ["", ""])
