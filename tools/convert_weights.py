@@ -6,10 +6,11 @@ import _cli
 import torch
 
 from retinanet.config import dump_config
-from retinanet.engine.checkpoint import write_atomically, write_checkpoint
+from retinanet.engine.checkpoint import write_checkpoint
 from retinanet.engine.trained import build_classes, check_whole
 from retinanet.errors import UserError
 from retinanet.modeling.build import build_model
+from retinanet.utils.files import write_atomically
 from retinanet.weights.export import to_detectron2, to_torchvision
 from retinanet.weights.load import build_inputs, build_weights
 

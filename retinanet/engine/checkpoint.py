@@ -7,46 +7,19 @@ name and renamed, so a killed process leaves the older files untouched. PyTorch'
 record; `read_checkpoint` verifies all of them before it trusts a file.
 """
 
-import contextlib
-import errno
 import logging
-import os
 import zipfile
 from pathlib import Path
 
 import torch
 
 from retinanet.errors import UserError
+from retinanet.utils.files import write_atomically
 
 FORMAT, VERSION = "retinanet", 1
 POINTER = "last_checkpoint"
 _ALWAYS = ("version", "model", "iteration", "config", "classes")
 _log = logging.getLogger(__name__)
-
-
-def write_atomically(path: Path, write) -> None:
-    """Call `write(binary file)` and give the result the name `path`, whole or not at all.
-
-    An existing file keeps its content until the new one is on the disk. Raises `UserError` when the disk is full or
-    the folder cannot be written; the unfinished file is removed.
-    """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as RuntimeError
-        with contextlib.suppress(OSError):  # it may never have been made, below a parent that is a file
-            partial.unlink()
-        if isinstance(error, RuntimeError) and "write" not in str(error):
-            raise
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, None)
-        remedy = "free some space" if full else "check the folder and its permissions"
-        raise UserError(f"{path}: cannot be written ({error}); {remedy}, or choose another OUTPUT_DIR") from error
 
 
 def write_checkpoint(path: Path, state: dict) -> None:

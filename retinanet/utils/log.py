@@ -1,12 +1,17 @@
 """Where numbers of a run go: the console and log.txt, metrics.jsonl, TensorBoard events."""
 
+import errno
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
+from retinanet.utils.files import not_written, write_atomically, writing
+
+_log = logging.getLogger(__name__)
 _FORMAT = logging.Formatter("%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S")
 
 
@@ -16,6 +21,18 @@ class _Console(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stdout)
         sys.stdout.flush()  # a log that is piped into a file or another program shows up at once
+
+
+class _LogFile(logging.FileHandler):
+    """Appends to a file; a line that the disk does not take is an error, not a traceback for each line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  the name is logging's
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        logging.getLogger("retinanet").removeHandler(self)  # so that the message itself can be logged elsewhere
+        raise not_written(Path(self.baseFilename), error) from error
 
 
 def get_logger() -> logging.Logger:
@@ -39,8 +56,9 @@ def start_logging(folder: Path | None = None, console: bool = True) -> None:
     screen.setLevel(logging.INFO if console else logging.WARNING)
     handlers = [screen]
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(folder / "log.txt"))
+        with writing(folder / "log.txt"):
+            folder.mkdir(parents=True, exist_ok=True)
+            handlers.append(_LogFile(folder / "log.txt"))
     for handler in handlers:
         handler.setFormatter(_FORMAT)
         logger.addHandler(handler)
@@ -49,42 +67,62 @@ def start_logging(folder: Path | None = None, console: bool = True) -> None:
 class MetricsWriter:
     """Appends one JSON object per logged iteration to `folder`/metrics.jsonl and the same numbers to TensorBoard.
 
-    Opening it with `iteration` > 0 (a resumed run) drops the lines after that iteration: those steps run again.
+    Opening it with `iteration` > 0 (a resumed run) drops what is after that iteration, and what is after the first
+    `lines` lines where that is given: those steps and evaluations run again. `lines` then counts the lines of the file.
+    Everything raises `UserError` where the disk is full or the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, iteration: int = 0, tensorboard: bool = True):
+    def __init__(self, folder: Path, iteration: int = 0, lines: int | None = None, tensorboard: bool = True):
         self.path = Path(folder) / "metrics.jsonl"
-        kept = [line for line in self._lines() if json.loads(line)["iteration"] <= iteration] if iteration else []
-        rewritten = self.path.with_suffix(".partial")
-        rewritten.write_text("".join(kept))
-        rewritten.replace(self.path)  # a kill in between leaves the old lines, not half of them
-        self._file = open(self.path, "a", buffering=1)  # noqa: SIM115  closed by close()
+        kept = [line for line in self._whole_lines() if json.loads(line)["iteration"] <= iteration][:lines]
+        kept = kept if iteration else []
+        write_atomically(self.path, lambda file: file.write("".join(kept).encode()))
+        self.lines = len(kept)
         self._events = None
+        with writing(self.path):
+            self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115  closed by close()
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._events = SummaryWriter(str(folder), purge_step=iteration + 1 if iteration else None)
+            with writing(Path(folder) / "events.out.tfevents"):
+                self._events = SummaryWriter(str(folder), purge_step=iteration + 1 if iteration else None)
 
-    def _lines(self) -> list[str]:
-        """Return the complete lines; a killed process may have left half a line at the end."""
+    def _whole_lines(self) -> list[str]:
+        """Return the complete lines; a killed process or a full disk may have left half a line at the end."""
         if not self.path.exists():
             return []
-        return [line for line in self.path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        whole = []
+        for number, line in enumerate(self.path.read_text(errors="replace").splitlines(keepends=True), start=1):
+            if not line.endswith("\n"):
+                break
+            try:
+                whole.append((json.loads(line)["iteration"], line)[1])
+            except (ValueError, KeyError, TypeError):
+                _log.warning("%s: line %d is damaged; it and what follows is left out", self.path, number)
+                break
+        return whole
 
     def write(self, iteration: int, values: dict) -> None:
         """Append `values` (numbers, or nested dicts of them, by name) for `iteration`."""
-        self._file.write(json.dumps({"iteration": iteration, **values}) + "\n")
+        line = (json.dumps({"iteration": iteration, **values}) + "\n").encode()
+        with writing(self.path):
+            if self._file.write(line) < len(line):  # the disk had room for a part of it
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.lines += 1
         if self._events is not None:
-            for name, value in values.items():
-                if isinstance(value, (int, float)):
-                    self._events.add_scalar(name, value, iteration)
+            with writing(self.path.with_name("events.out.tfevents")):
+                for name, value in values.items():
+                    if isinstance(value, (int, float)):
+                        self._events.add_scalar(name, value, iteration)
 
     def image(self, iteration: int, name: str, picture) -> None:
         """Add `picture (H, W, 3) uint8 RGB` to TensorBoard."""
         if self._events is not None:
-            self._events.add_image(name, picture, iteration, dataformats="HWC")
+            with writing(self.path.with_name("events.out.tfevents")):
+                self._events.add_image(name, picture, iteration, dataformats="HWC")
 
     def close(self) -> None:
         self._file.close()
         if self._events is not None:
-            self._events.close()
+            with writing(self.path.with_name("events.out.tfevents")):
+                self._events.close()

@@ -8,6 +8,7 @@ import torch
 from retinanet.engine import checkpoint
 from retinanet.engine.checkpoint import Checkpointer, read_checkpoint, write_checkpoint
 from retinanet.errors import UserError
+from retinanet.utils import files
 
 
 def state(iteration: int) -> dict:
@@ -73,7 +74,7 @@ def test_failed_write_keeps_the_old_file_and_leaves_no_rest(tmp_path, monkeypatc
     def full_disk(_descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full_disk)
+    monkeypatch.setattr(files.os, "fsync", full_disk)
     with pytest.raises(UserError, match="free some space"):
         write_checkpoint(path, state(2))
     assert read_checkpoint(path)["iteration"] == 1
@@ -85,7 +86,7 @@ def test_a_programming_error_is_not_called_a_full_disk(tmp_path):
         raise RuntimeError("shape mismatch")
 
     with pytest.raises(RuntimeError, match="shape mismatch"):
-        checkpoint.write_atomically(tmp_path / "a", fail)
+        files.write_atomically(tmp_path / "a", fail)
 
 
 @pytest.mark.parametrize(

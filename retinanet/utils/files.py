@@ -1,0 +1,48 @@
+"""Files that are whole or absent, and what to say when the disk does not take them."""
+
+import contextlib
+import errno
+import os
+from pathlib import Path
+
+from retinanet.errors import UserError
+
+
+def write_atomically(path: Path, write) -> None:
+    """Call `write(binary file)` and give the result the name `path`, whole or not at all.
+
+    An existing file keeps its content until the new one is on the disk. Raises `UserError` when the disk is full or
+    the folder cannot be written; the unfinished file is removed.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as RuntimeError
+        with contextlib.suppress(OSError):  # it may never have been made, below a parent that is a file
+            partial.unlink()
+        if isinstance(error, RuntimeError) and "write" not in str(error):
+            raise
+        raise not_written(path, error) from error
+
+
+def not_written(path: Path, error: Exception) -> UserError:
+    """Return the error that says why `path` could not be written and what to do; `error` is the system's."""
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, None)
+    remedy = "free some space" if full else "check the folder and its permissions"
+    reason = getattr(error, "strerror", None) or error
+    return UserError(f"{path}: cannot be written ({reason}); {remedy}, or choose another OUTPUT_DIR")
+
+
+@contextlib.contextmanager
+def writing(path: Path):
+    """Turn an `OSError` inside the block into the `UserError` of `not_written`."""
+    try:
+        yield
+    except OSError as error:
+        raise not_written(path, error) from error
