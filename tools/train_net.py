@@ -10,7 +10,7 @@ from retinanet.config.check import check_device, check_world_size
 from retinanet.config.load import dump_config
 from retinanet.config.recipe import batch_recipe
 from retinanet.data.loader import build_train_loader
-from retinanet.engine.checkpoint import Checkpointer, write_atomically
+from retinanet.engine.checkpoint import Checkpointer
 from retinanet.engine.evaluate import build_evaluation
 from retinanet.engine.optim import build_schedule
 from retinanet.engine.prefetch import prefetched
@@ -30,6 +30,7 @@ from retinanet.engine.signals import stop_request
 from retinanet.engine.train import Periods, train
 from retinanet.errors import UserError
 from retinanet.utils import distributed
+from retinanet.utils.files import write_atomically
 from retinanet.utils.log import MetricsWriter, get_logger, start_logging
 
 EXAMPLES = """  python tools/train_net.py --config configs/quickstart.yaml
@@ -65,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     if distributed.is_main():
         write_atomically(folder / "config.yaml", lambda file: file.write(text.encode()))
 
-    writer = MetricsWriter(folder, trainer.iteration) if distributed.is_main() else None
+    writer = MetricsWriter(folder, trainer.iteration, state.get("log_lines")) if distributed.is_main() else None
     schedule, scaled = build_schedule(cfg), trainer.scaler is not None
     progress = Progress(writer, schedule.max_iter, device, trainer.iteration, state.get("log_window"), scaled)
     loader = build_train_loader(
@@ -81,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
             device,
             progress,
             checkpointer,
-            build_evaluation(cfg, test_sets, device, folder, writer),
+            build_evaluation(cfg, test_sets, device, folder, writer, stop=lambda: bool(request)),
             {"config": text, "classes": class_list(train_set)},
             stop=lambda: bool(request),
         )

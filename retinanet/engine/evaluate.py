@@ -1,5 +1,6 @@
 """Model + data set -> COCO results -> metrics, on one process or many. COCO's xywh and category ids begin here."""
 
+import itertools
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -144,13 +145,19 @@ def evaluate(
     evaluator: str = "faster",
     amp: str = "off",
     progress: Progress | None = None,
-) -> tuple[dict, list[dict]]:
+    stop: Callable[[], bool] | None = None,
+) -> tuple[dict, list[dict]] | None:
     """Return the metrics of `model` on `dataset`, in every process, and the results of all processes together.
 
     loader: this process's share of `dataset`. folder: where `predictions.json` and `metrics.json` go.
+    stop: asked before each batch; once it is true in any process the evaluation ends in all of them, and returns None.
     """
-    own = predict(model, loader, postprocess, device, dataset.category_ids, amp, dataset.plus_one_boxes, progress)
-    results = merge(distributed.gather_objects(own))
+    asked = itertools.takewhile(lambda _: not stop(), loader) if stop else loader
+    own = predict(model, asked, postprocess, device, dataset.category_ids, amp, dataset.plus_one_boxes, progress)
+    parts = distributed.gather_objects((own, bool(stop and stop())))
+    if any(stopped for _, stopped in parts):
+        return None
+    results = merge([part for part, _ in parts])
     return score(results, dataset, folder, evaluator), results
 
 
@@ -161,8 +168,9 @@ def build_evaluation(
     folder: Path,
     writer: MetricsWriter | None = None,
     progress: Progress | None = None,
-) -> Callable[[RetinaNet, int], dict]:
-    """Return what evaluates a model on all `datasets`: (model, iteration) -> metrics.
+    stop: Callable[[], bool] | None = None,
+) -> Callable[[RetinaNet, int], dict | None]:
+    """Return what evaluates a model on all `datasets`: (model, iteration) -> metrics, or None once `stop()` is true.
 
     The metrics are those of the first data set, and "NAME/AP" and so on of the others. Files go to
     `folder`/inference/NAME, tables to the log, and a page of pictures, ground truth beside detections, to `writer`.
@@ -170,13 +178,17 @@ def build_evaluation(
     postprocess, amp = build_postprocess(cfg), build_amp(cfg, device)
     loaders = [build_test_loader(cfg, dataset, distributed.rank(), distributed.world_size()) for dataset in datasets]
 
-    def run(model: RetinaNet, iteration: int) -> dict:
+    def run(model: RetinaNet, iteration: int) -> dict | None:
         combined = {}
         for dataset, loader in zip(datasets, loaders, strict=True):
             place = folder / "inference" / dataset.name
-            metrics, results = evaluate(
-                model, loader, postprocess, device, dataset, place, cfg.TEST.EVALUATOR, amp, progress
+            found = evaluate(
+                model, loader, postprocess, device, dataset, place, cfg.TEST.EVALUATOR, amp, progress, stop
             )
+            if found is None:
+                _log.info("%s at iteration %d: the evaluation was stopped", dataset.name, iteration)
+                return None
+            metrics, results = found
             _log.info("%s at iteration %d:\n%s", dataset.name, iteration, format_metrics(metrics))
             if writer is not None:
                 page = picture_page(dataset, results, metrics["threshold"])

@@ -49,6 +49,11 @@ class Progress:
         self._bar = tqdm(total=max_iter, initial=iteration, unit="it", disable=not distributed.is_main(), mininterval=2)
         self.restart_clock()
 
+    @property
+    def lines(self) -> int:
+        """Lines of metrics.jsonl so far; a checkpoint stores it, so that a resume knows which lines run again."""
+        return self.writer.lines if self.writer is not None else 0
+
     def restart_clock(self) -> None:
         """Start timing anew, so that an evaluation does not count as slow training."""
         self._start, self._waited, self._images = time.perf_counter(), 0.0, 0

@@ -3,6 +3,9 @@
 import contextlib
 import signal
 import threading
+import time
+
+SAME_REQUEST = 2.0  # seconds: torchrun and Slurm pass on to the processes a signal that these got as well
 
 
 class StopRequest:
@@ -19,18 +22,21 @@ class StopRequest:
 def stop_request():
     """Yield a `StopRequest` that SIGINT and SIGTERM set; the previous handlers return at the end.
 
-    The first signal only sets the request, so the step in progress is finished and saved. A second one raises
-    `KeyboardInterrupt` at once. Outside the main thread, where Python allows no handlers, nothing is installed.
+    The first signal only sets the request, so the step in progress is finished and saved. A second one, two seconds
+    later or more, raises `KeyboardInterrupt` at once; sooner it counts as the same request, for a launcher repeats what
+    a terminal sent to all. Outside the main thread, where Python allows no handlers, nothing is installed.
     """
-    request = StopRequest()
+    request, start = StopRequest(), 0.0
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
 
     def handle(number, _frame):
-        if request:
+        nonlocal start
+        if not request:
+            request.name, start = signal.Signals(number).name, time.monotonic()
+        elif time.monotonic() - start > SAME_REQUEST:
             raise KeyboardInterrupt
-        request.name = signal.Signals(number).name
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -15,8 +15,17 @@ from torch.optim.swa_utils import AveragedModel
 from retinanet.engine.checkpoint import Checkpointer
 from retinanet.engine.evaluate import autocast
 from retinanet.engine.optim import Schedule, set_lr
+from retinanet.engine.process_state import (
+    averaged_statistics,
+    gather_processes,
+    of_this_process,
+    own_buffers,
+    random_state,
+    set_random_state,
+    without_repeats,
+)
 from retinanet.engine.progress import Progress
-from retinanet.layers.norm import set_loss_scale, sync_statistics
+from retinanet.layers.norm import set_loss_scale
 from retinanet.modeling.loss import RetinaNetLoss
 from retinanet.modeling.retinanet import RetinaNet
 from retinanet.structures import Batch
@@ -25,7 +34,10 @@ from retinanet.utils import distributed
 
 @dataclass
 class Trainer:
-    """What a step changes. `net` is what is called on images: `model` itself, or its parallel or compiled form."""
+    """What a step changes. `net` is what is called on images: `model` itself, or its parallel or compiled form.
+
+    evaluation_due: the evaluation after `iteration` steps is still to be done. best: "AP" and "iteration" of `best.pth`
+    """
 
     model: RetinaNet
     net: nn.Module
@@ -36,6 +48,7 @@ class Trainer:
     scaler: torch.amp.GradScaler | None = None
     ema: AveragedModel | None = None
     iteration: int = 0
+    evaluation_due: bool = False
     best: dict = field(default_factory=dict)
 
     def state(self) -> dict:
@@ -47,12 +60,23 @@ class Trainer:
             "loss": self.loss.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else {},
             "ema": self.ema.state_dict() if self.ema else {},
-            "random": {"torch": torch.get_rng_state()},
+            "random": random_state(),
+            "evaluation_due": self.evaluation_due,
             "best": self.best,
         }
 
+    def process_state(self) -> dict:
+        """Return the part of `state()` that other processes of the job have otherwise, copied to the CPU."""
+        ema = own_buffers(self.ema) if self.ema else {}
+        return {"model": own_buffers(self.model), "ema": ema, "random": random_state()}
+
+    def models(self) -> list[nn.Module]:
+        """Return the model and, where there is one, its moving average."""
+        return [self.model, self.ema.module] if self.ema else [self.model]
+
     def load_state(self, state: dict) -> None:
-        """Continue from what `state()` returned; the checkpoint must come from the same configuration."""
+        """Continue from the `state()` of a checkpoint of the same model, and this process's own part of it."""
+        state = of_this_process(state)
         self.model.load_state_dict(state["model"])
         options = [{key: group[key] for key in group if key != "params"} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
@@ -64,8 +88,9 @@ class Trainer:
         if self.ema:
             # a run that switches averaging on when it resumes starts from the weights of that moment
             self.ema.load_state_dict(state["ema"]) if state["ema"] else self.ema.module.load_state_dict(state["model"])
-        torch.set_rng_state(state["random"]["torch"])
+        set_random_state(state["random"])
         self.iteration, self.best = state["iteration"], state["best"]
+        self.evaluation_due = state.get("evaluation_due", False)
 
     def evaluated_model(self) -> RetinaNet:
         """Return the model that evaluation and `best.pth` use: the averaged one where there is one."""
@@ -149,19 +174,29 @@ def train(
     device: torch.device,
     progress: Progress,
     checkpointer: Checkpointer,
-    evaluate: Callable[[RetinaNet, int], dict],
+    evaluate: Callable[[RetinaNet, int], dict | None],
     describe: dict,
     stop: Callable[[], bool] = lambda: False,
 ) -> bool:
     """Run from `trainer.iteration` to `schedule.max_iter`; return False when `stop()` ended it early, after saving.
 
     loader: yields this process's micro-batches, starting with the one that follows `trainer.iteration`.
-    evaluate: gets the model and the iteration, returns metrics; `best.pth` follows their "AP".
-    describe: "config" and "classes", stored in every checkpoint.
+    evaluate: gets the model and the iteration, returns metrics, or None where it was stopped; `best.pth` follows their
+        "AP".
+    describe: "config", "classes" and "provenance", stored in every checkpoint.
     Raises `NonFiniteError` (`progress.py`); the step that it names has not changed the weights.
     """
     trainer.model.train()
-    while trainer.iteration < schedule.max_iter:
+    while True:
+        if trainer.evaluation_due:  # also the one that an interrupted run left to this one
+            finished = _evaluate(trainer, evaluate, checkpointer, progress, describe)
+            last = trainer.iteration >= schedule.max_iter
+            if last or not finished or _due(periods.checkpoint, trainer.iteration):
+                _save(trainer, checkpointer, progress, describe)
+            if not finished:
+                return False
+        if trainer.iteration >= schedule.max_iter:
+            return True
         lr = schedule.lr(trainer.iteration)
         with progress.waiting_for_data():
             batches = [next(loader) for _ in range(accumulate)]
@@ -172,50 +207,50 @@ def train(
 
         iteration, last = trainer.iteration, trainer.iteration == schedule.max_iter
         progress.add(iteration, lr, batches, values)
-        stopping = not last and distributed.any_process(stop(), iteration, device)
+        trainer.evaluation_due = last or _due(periods.evaluate, iteration)
+        stopping = distributed.any_process(stop(), iteration, device)
         if last or _due(periods.log, iteration):
             progress.write_line(iteration, lr)
-        if last or (_due(periods.evaluate, iteration) and not stopping):
-            _evaluate(trainer, evaluate, checkpointer, progress, describe)
-        if last or stopping or _due(periods.checkpoint, iteration):
+        if last or stopping or _due(periods.checkpoint, iteration):  # before the evaluation, which may take long
             _save(trainer, checkpointer, progress, describe)
         if stopping:
             return False
-    return True
 
 
 def _due(period: int, iteration: int) -> bool:
     return period > 0 and iteration % period == 0
 
 
-def _sync_statistics(trainer: Trainer) -> None:
-    """Average the running statistics of the model, and of its moving average, over the processes."""
-    sync_statistics(trainer.model, distributed.all_reduce_mean)
-    if trainer.ema:
-        sync_statistics(trainer.ema.module, distributed.all_reduce_mean)
+def _evaluate(trainer: Trainer, evaluate, checkpointer: Checkpointer, progress: Progress, describe: dict) -> bool:
+    """Evaluate, record the metrics, and keep the weights as `best.pth` when their AP is the highest so far.
 
-
-def _evaluate(trainer: Trainer, evaluate, checkpointer: Checkpointer, progress: Progress, describe: dict) -> None:
-    """Evaluate, record the metrics, and keep the weights as `best.pth` when their AP is the highest so far."""
+    Return False when the evaluation was stopped; it is still due then.
+    """
     progress.flush()
-    _sync_statistics(trainer)
-    model = trainer.evaluated_model()
-    metrics = evaluate(model, trainer.iteration)
-    if distributed.is_main() and metrics:
-        progress.write_metrics(trainer.iteration, metrics)
-        score = metrics.get("AP") or 0.0
-        if score > trainer.best.get("AP", -1.0):
-            trainer.best = {"AP": score, "iteration": trainer.iteration}
-            state = {"model": model.state_dict(), "iteration": trainer.iteration, "metrics": metrics}
-            checkpointer.save_best({**state, **describe})
+    with averaged_statistics(trainer.models()):
+        model = trainer.evaluated_model()
+        metrics = evaluate(model, trainer.iteration)
+        if distributed.is_main() and metrics:
+            progress.write_metrics(trainer.iteration, metrics)
+            score = metrics.get("AP") or 0.0
+            if score > trainer.best.get("AP", -1.0):
+                trainer.best = {"AP": score, "iteration": trainer.iteration}
+                state = {"model": model.state_dict(), "iteration": trainer.iteration, "metrics": metrics}
+                checkpointer.save_best({**state, **describe})
     trainer.model.train()
     progress.restart_clock()
+    trainer.evaluation_due = metrics is None
+    return metrics is not None
 
 
 def _save(trainer: Trainer, checkpointer: Checkpointer, progress: Progress, describe: dict) -> None:
     """Write a checkpoint from the first process; the others wait until it is on the disk."""
     progress.flush()
-    _sync_statistics(trainer)
-    if distributed.is_main():
-        checkpointer.save({**trainer.state(), "log_window": progress.window, **describe})
+    processes = gather_processes(trainer.process_state())
+    with averaged_statistics(trainer.models()):
+        if distributed.is_main():
+            state = trainer.state()
+            own = {"processes": without_repeats(processes, state)}
+            log = {"log_window": progress.window, "log_lines": progress.lines}
+            checkpointer.save({**state, **own, **log, **describe})
     distributed.barrier()

@@ -85,6 +85,15 @@ def gather_objects(value) -> list:
     return values
 
 
+def gather_to_main(value) -> list:
+    """Return the list of every process's `value` in rank order in the first process, an empty one in the others."""
+    if not dist.is_initialized():
+        return [value]
+    values = [None] * world_size() if is_main() else None
+    dist.gather_object(value, values)
+    return values or []
+
+
 def no_gradient_sync(net: nn.Module, active: bool):
     """Return a context in which backward leaves gradients of a data-parallel `net` unsummed, when `active`."""
     if active and isinstance(net, nn.parallel.DistributedDataParallel):

@@ -7,7 +7,6 @@ import torch
 from detection_cases import SyncWatch
 from model_cases import small_cfg
 
-from retinanet.engine import train as train_module
 from retinanet.engine.ema import model_ema
 from retinanet.engine.optim import build_optimizer, set_lr
 from retinanet.engine.train import Trainer, train_step
@@ -102,18 +101,6 @@ def test_a_resumed_run_keeps_its_momentum_and_follows_the_configuration_in_the_r
     assert (groups["weights"]["weight_decay"], groups["weights"]["momentum"]) == (0.5, 0.25)
     one, other = (trainer.optimizer.state_dict()["state"] for trainer in (first, changed))
     torch.testing.assert_close(one, other, rtol=0, atol=0)
-
-
-def test_statistics_of_the_average_are_averaged_over_processes_too(monkeypatch):
-    trainer = new_trainer("NORMS", ("BN", "GN", "GN"))
-    trainer.ema = model_ema(trainer.model, 0.9)
-    train_step(trainer, [new_batch(2)])
-    means = [model.backbone.conv1.norm.running_mean.clone() for model in (trainer.model, trainer.ema.module)]
-    assert means[1].any()
-    monkeypatch.setattr("retinanet.engine.train.distributed.all_reduce_mean", lambda moments: moments / 2)
-    train_module._sync_statistics(trainer)  # beside a process whose images had only zeros
-    for model, mean in zip((trainer.model, trainer.ema.module), means, strict=True):
-        torch.testing.assert_close(model.backbone.conv1.norm.running_mean, mean / 2)
 
 
 def test_empty_images_train():
