@@ -70,6 +70,9 @@ class Batch:
     gt_boxes: (N, M, 4) float32 xyxy pixels of the resized image; padding rows are zero.
     gt_labels: (N, M) int64 in [0, K), `PAD_LABEL` in padding rows.
     image_ids: the N image ids of the data set's json, in order; a mosaic is known by the first of its images.
+    mirrored: whether the images are mirrored left to right, which their sizes do not tell (in evaluation; in training
+        each image has its own flip, which its boxes share).
+    views: the same images at other sizes or mirrored, for evaluation to look at as well.
     """
 
     images: Tensor
@@ -79,6 +82,8 @@ class Batch:
     gt_boxes: Tensor
     gt_labels: Tensor
     image_ids: list[int] = field(default_factory=list)
+    mirrored: bool = False
+    views: list["Batch"] = field(default_factory=list)
 
     def __len__(self) -> int:
         return self.images.shape[0]
@@ -93,7 +98,8 @@ class Batch:
 
     def _map(self, fn) -> "Batch":
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **{name: fn(value) for name, value in tensors.items()})
+        views = [view._map(fn) for view in self.views]
+        return replace(self, views=views, **{name: fn(value) for name, value in tensors.items()})
 
 
 def pad_targets(targets: list[Target]) -> tuple[Tensor, Tensor]:

@@ -53,7 +53,7 @@ RANGES = (
     )),
     ("more than 0", lambda value: value > 0, (
         "MODEL.PIXEL_STD", "MODEL.ANCHORS.SCALE", "MODEL.ANCHORS.ASPECT_RATIOS", "SOLVER.BASE_LR",
-        "MODEL.NORM_OPTIONS.BN.EPS", "MODEL.NORM_OPTIONS.GN.EPS", "INPUT.AUGMENT.LSJ",
+        "MODEL.NORM_OPTIONS.BN.EPS", "MODEL.NORM_OPTIONS.GN.EPS", "INPUT.AUGMENT.LSJ", "TEST.AUG.SCALES",
     )),
     ("from 0 to 1", lambda value: 0 <= value <= 1, (
         "MODEL.LOSS.ALPHA", "MODEL.MATCHER.FG_IOU", "MODEL.MATCHER.BG_IOU", "INPUT.FLIP_PROB", "SOLVER.WARMUP_FACTOR",
@@ -137,7 +137,7 @@ def _lists(cfg) -> Iterator[str]:
     for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
         if len(get_key(cfg, key)) != 3:
             yield f"{key}: {get_key(cfg, key)} has to be three numbers, in the order of MODEL.CHANNEL_ORDER"
-    for key in ("MODEL.ANCHORS.ASPECT_RATIOS", "INPUT.MIN_SIZE_TRAIN"):
+    for key in ("MODEL.ANCHORS.ASPECT_RATIOS", "INPUT.MIN_SIZE_TRAIN", "TEST.AUG.SCALES"):
         if len(get_key(cfg, key)) == 0:
             yield f"{key}: is empty; give at least one number"
     jitter = cfg.INPUT.AUGMENT.LSJ

@@ -147,6 +147,9 @@ _C.TEST.NMS_IOU = 0.5  # suppress above, per class over all levels (Detectron)
 _C.TEST.MAX_DETS = 100  # detections per image (COCO)
 _C.TEST.IMS_PER_BATCH = 8  # images per batch and rank
 _C.TEST.FOLD = True  # fold the norms that can be folded into the convs before evaluation
+_C.TEST.AUG = CN()  # test-time augmentation: every image is seen several times, the detections are merged by NMS
+_C.TEST.AUG.FLIP = False  # True: mirrored as well
+_C.TEST.AUG.SCALES = (1.0,)  # factors of MIN_SIZE_TEST and MAX_SIZE_TEST, a view each
 
 
 def get_cfg() -> CN:

@@ -77,14 +77,6 @@ class Collator:
             image_ids=image_ids,
         )
 
-    def images(self, images: list[np.ndarray], short_side: int) -> Batch:
-        """Return the batch of images without ground truth, as evaluation would see them; ids count from 0."""
-        augmentations = [Augmentation(short_side, flip=False) for _ in images]
-        geometries = [self.geometry(image.shape[:2], short_side) for image in images]
-        nothing = Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
-        samples = [(image, nothing) for image in images]
-        return self(samples, augmentations, geometries, self.canvas(geometries), list(range(len(images))))
-
     def _place(self, image: np.ndarray, slot: np.ndarray, augmentation: Augmentation, geometry: Geometry) -> None:
         """Write the augmented image into `slot` (H, W, 3), zeros at the bottom and right."""
         height, width = geometry.size

@@ -28,6 +28,7 @@ from retinanet.data.sampler import (
     trainable_rows,
 )
 from retinanet.data.transforms import Augmentation, draw_augmentation
+from retinanet.data.views import EvalBatches, View, image_batcher
 from retinanet.errors import UserError
 from retinanet.structures import Batch, Target
 
@@ -172,23 +173,6 @@ class _UnreadableError(Exception):
         self.row, self.error = row, error
 
 
-class EvalBatches(Dataset):
-    """List of rows -> `Batch`, as evaluation wants it; an unreadable image is an error, for AP is over all images."""
-
-    def __init__(self, dataset: CocoDataset, collator: Collator, short_side: int):
-        self.dataset, self.collator, self.short_side = dataset, collator, short_side
-
-    def __getitem__(self, rows: list[int]) -> Batch | UserError:
-        geometries = [self.collator.geometry(self.dataset.image_size(row), self.short_side) for row in rows]
-        augmentations = [Augmentation(self.short_side, flip=False) for _ in rows]
-        image_ids = self.dataset.image_ids[rows].tolist()
-        try:
-            samples = map(self.dataset.read, rows)
-            return self.collator(samples, augmentations, geometries, self.collator.canvas(geometries), image_ids)
-        except UserError as error:
-            return error
-
-
 def build_train_loader(
     cfg, dataset: CocoDataset | Concatenated, start_iteration: int = 0, rank: int = 0, world_size: int = 1
 ) -> BatchLoader:
@@ -256,14 +240,23 @@ def build_test_loader(cfg, dataset: CocoDataset, rank: int = 0, world_size: int 
 
     The order is by aspect ratio, and ranks may differ by one batch: go by `Batch.image_ids`.
     """
-    batches = EvalBatches(dataset, build_collator(cfg, cfg.INPUT.MAX_SIZE_TEST), cfg.INPUT.MIN_SIZE_TEST)
+    batches = EvalBatches(dataset, build_views(cfg))
     return build_batch_loader(cfg, batches, eval_batches(dataset.sizes, cfg.TEST.IMS_PER_BATCH, rank, world_size))
 
 
 def build_image_batcher(cfg) -> Callable[[list[np.ndarray]], Batch]:
     """Return the function images (H, W, 3) uint8 BGR -> `Batch`, resized as in evaluation; for prediction."""
-    collator = build_collator(cfg, cfg.INPUT.MAX_SIZE_TEST)
-    return lambda images: collator.images(images, cfg.INPUT.MIN_SIZE_TEST)
+    return image_batcher(build_views(cfg))
+
+
+def build_views(cfg) -> list[View]:
+    """Return the views of each image in evaluation: all of `TEST.AUG.SCALES`, then all of them mirrored if wanted."""
+    views = []
+    for mirrored in (False, True) if cfg.TEST.AUG.FLIP else (False,):
+        for scale in cfg.TEST.AUG.SCALES:
+            collator = build_collator(cfg, max(1, round(scale * cfg.INPUT.MAX_SIZE_TEST)))
+            views.append(View(collator, max(1, round(scale * cfg.INPUT.MIN_SIZE_TEST)), mirrored))
+    return views
 
 
 def build_collator(cfg, max_size: int, plus_one_boxes: bool = False) -> Collator:

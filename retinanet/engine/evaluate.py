@@ -42,15 +42,18 @@ def autocast(device: torch.device, amp: str) -> torch.autocast:
 
 
 def detect(model: RetinaNet, batch: Batch, postprocess: Postprocess, amp: str = "off") -> list[Detections]:
-    """Return the detections of each image of `batch`, in pixels of the original images.
+    """Return the detections of each image of `batch`, in pixels of the original images, from all of its views.
 
     The model is in evaluation mode and on the device of the batch. Gradients are off, but not by inference mode:
     anchors that are cached here serve training afterwards.
     """
+    views, found = [batch, *batch.views], []
     with torch.no_grad():
-        with autocast(batch.images.device, amp):
-            outputs = model(model.normalize(batch.images, batch.image_sizes))
-        return postprocess(outputs, batch)
+        for view in views:
+            with autocast(view.images.device, amp):
+                outputs = model(model.normalize(view.images, view.image_sizes))
+            found.append(postprocess(outputs, view))
+        return postprocess.merge(views, found) if batch.views else found[0]
 
 
 def predict(

@@ -29,7 +29,7 @@ def prefetched(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch
     def finish(batch: Batch) -> Batch:
         current = torch.cuda.current_stream(device)
         current.wait_stream(stream)
-        for value in vars(batch).values():
+        for value in (value for view in (batch, *batch.views) for value in vars(view).values()):
             if isinstance(value, Tensor):
                 value.record_stream(current)  # its memory belongs to the other stream, which must not take it back yet
         return batch

@@ -13,9 +13,8 @@ from retinanet.modeling.backbone import BACKBONES
 from retinanet.modeling.fpn import FPN
 from retinanet.modeling.head import Head
 from retinanet.modeling.loss import RetinaNetLoss
-from retinanet.modeling.postprocess import postprocess
 from retinanet.modeling.retinanet import RetinaNet
-from retinanet.structures import Batch, Detections, HeadOutputs
+from retinanet.modeling.views import Postprocessor
 from retinanet.utils.distributed import world_size
 
 
@@ -115,15 +114,12 @@ def build_loss(cfg) -> RetinaNetLoss:
     )
 
 
-def build_postprocess(cfg) -> Callable[[HeadOutputs, Batch], list[Detections]]:
+def build_postprocess(cfg) -> Postprocessor:
     """Return the function from raw outputs and their batch to the detections of each image, in original pixels."""
-    settings = {
-        "score_thresh": cfg.TEST.SCORE_THRESH,
-        "pre_nms_topk": cfg.TEST.PRE_NMS_TOPK,
-        "nms_iou": cfg.TEST.NMS_IOU,
-        "max_dets": cfg.TEST.MAX_DETS,
-        "convention": cfg.MODEL.BOX.CONVENTION,
-    }
-    return lambda outputs, batch: postprocess(
-        outputs, batch.image_sizes, batch.original_sizes, batch.scales, **settings
+    return Postprocessor(
+        score_thresh=cfg.TEST.SCORE_THRESH,
+        pre_nms_topk=cfg.TEST.PRE_NMS_TOPK,
+        nms_iou=cfg.TEST.NMS_IOU,
+        max_dets=cfg.TEST.MAX_DETS,
+        convention=cfg.MODEL.BOX.CONVENTION,
     )

@@ -92,6 +92,7 @@ def test_values_outside_their_range_are_errors(key, value):
         (("INPUT.MIN_SIZE_TRAIN", "1400"), ["INPUT.MIN_SIZE_TRAIN: (1400,)", "INPUT.MAX_SIZE_TRAIN 1333"]),
         (("INPUT.AUGMENT.LSJ", "(2.0, 0.1)"), ["INPUT.AUGMENT.LSJ: (2.0, 0.1)", "least", "0.1,2.0"]),
         (("INPUT.AUGMENT.LSJ", "(0.5,)"), ["INPUT.AUGMENT.LSJ: (0.5,)", "1,1 is none"]),
+        (("TEST.AUG.SCALES", "()"), ["TEST.AUG.SCALES: is empty"]),
         (("INPUT.MAX_SIZE_TEST", "600"), ["INPUT.MIN_SIZE_TEST: 800", "600"]),
         (("MODEL.FPN.NORM", "GN", "MODEL.FPN.CHANNELS", "200"), ["32 groups", "200 channels", "use 25 groups"]),
         (("MODEL.HEAD.NORM", "BCN", "MODEL.NORM_OPTIONS.BCN.GROUPS", "48"), ["256 channels", "use 32 groups"]),

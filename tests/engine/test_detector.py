@@ -122,6 +122,42 @@ def test_one_pixel_and_extreme_shapes_are_pictures(detector):
         assert detector(np.zeros(shape, np.uint8))["boxes"].shape[1] == 4
 
 
+def augmented(folder, **keys):
+    """Return the detector of the checkpoint with `TEST.AUG` keys."""
+    lines = "".join(f"    {key}: {value}\n" for key, value in keys.items())
+    content = TINY.replace("TEST: {SCORE_THRESH: 0.0, MAX_DETS: 20, IMS_PER_BATCH: 2}", "TEST:\n  SCORE_THRESH: 0.0")
+    (folder / "augmented.yaml").write_text(f"{content}  MAX_DETS: 20\n  IMS_PER_BATCH: 2\n  AUG:\n{lines}")
+    return retinanet.load(folder / "augmented.yaml", weights=folder / "model.pth", device="cpu")
+
+
+def test_augmentation_without_flip_and_scales_is_the_plain_result(detector, folder):
+    assert_same(augmented(folder, FLIP=False, SCALES=[1.0])(folder / "wide.png"), detector(folder / "wide.png"))
+
+
+def test_with_flip_a_mirrored_picture_has_mirrored_detections(detector, folder):
+    """The two pictures have the same two views, so that nothing but rounding differs."""
+    image = cv2.imread(str(folder / "wide.png"))
+    both = augmented(folder, FLIP=True)
+    straight, mirrored = both(image), both(np.ascontiguousarray(image[:, ::-1]))
+    torch.testing.assert_close(mirrored["scores"], straight["scores"], rtol=0, atol=1e-6)
+    expected = straight["boxes"].clone()
+    expected[:, [0, 2]] = 90 - straight["boxes"][:, [2, 0]]
+    torch.testing.assert_close(mirrored["boxes"], expected, rtol=0, atol=1e-4)
+    plain, turned = detector(image), detector(np.ascontiguousarray(image[:, ::-1]))
+    assert not torch.allclose(plain["scores"], turned["scores"], atol=1e-3)  # which alone they have not
+    assert straight["scores"][0] >= max(plain["scores"][0], turned["scores"][0]) - 1e-6
+
+
+def test_scales_see_each_size_and_keep_to_the_picture(detector, folder):
+    pictures = [folder / "wide.png", folder / "tall.png"]
+    for found, single, (width, height) in zip(
+        augmented(folder, SCALES=[0.5, 1.0, 2.0])(pictures), detector(pictures), ((90, 60), (70, 120)), strict=True
+    ):
+        assert (found["boxes"] >= 0).all() and (found["boxes"] <= torch.tensor([width, height, width, height])).all()
+        assert len(found["scores"]) <= 20 and found["scores"][0] >= single["scores"][0] - 1e-6
+        assert (found["scores"].diff() <= 0).all()
+
+
 def test_configuration_with_weights_equals_the_checkpoint(detector, folder):
     other = retinanet.load(str(folder / "config.yaml"), weights=folder / "model.pth", device="cpu")
     assert_same(other(folder / "tall.png"), detector(folder / "tall.png"))
