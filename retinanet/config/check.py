@@ -29,7 +29,7 @@ CHOICES = {
     "INPUT.RESIZE": ("cv2", "cv2_float", "pil", "torchvision"),
     "SOLVER.SCHEDULE": ("multistep", "cosine"),
     "SOLVER.AMP": ("off", "bf16", "fp16"),
-    "TEST.EVALUATOR": ("faster", "pycocotools"),
+    "TEST.EVALUATOR": ("numpy", "faster", "pycocotools"),
     **{f"MODEL.{part}.CONV": ("auto", "plain", "standardized", "centralized") for part in PARTS},
 }
 

@@ -1,7 +1,8 @@
 """The COCO detection metrics of a results json, by pycocotools' definitions, and their tables.
 
-Two evaluators give the same numbers: faster-coco-eval (C++, the default) and pycocotools (the reference). Both fill
-the same arrays of precision and recall; everything reported here is a mean over cells of those arrays. COCO looks at
+Three evaluators give the same numbers: our own (`coco_arrays.py`, the default and the fastest), faster-coco-eval (C++)
+and pycocotools (the reference). All fill the same arrays of precision and recall; everything reported here is a mean
+over cells of those arrays. COCO looks at
 100 detections per image and class whatever `TEST.MAX_DETS` is, so models with 300 detections an image are comparable.
 """
 
@@ -12,11 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
+from retinanet.engine.coco_arrays import coco_arrays
 from retinanet.engine.coco_json import GroundTruth, Results, ground_truth, results
 from retinanet.engine.operating_point import operating_point
 from retinanet.errors import UserError, pick
 
-EVALUATORS = {  # name -> module with COCO, module with the evaluator, its class
+OWN = "numpy"
+EVALUATORS = {  # name -> module with COCO, module with the evaluator, its class; None: `coco_arrays`
+    OWN: None,
     "faster": ("faster_coco_eval.core.coco", "faster_coco_eval.core.faster_eval_api", "COCOeval_faster"),
     "pycocotools": ("pycocotools.coco", "pycocotools.cocoeval", "COCOeval"),
 }
@@ -38,7 +42,7 @@ METRICS = {
 }
 
 
-def coco_metrics(annotations: Path | str | dict, detections: Path | str | list, evaluator: str = "faster") -> dict:
+def coco_metrics(annotations: Path | str | dict, detections: Path | str | list, evaluator: str = OWN) -> dict:
     """Return the twelve COCO metrics, in percent, with the operating point and the same for every class.
 
     Keys: those of `METRICS`; `threshold`, `precision`, `recall`, `f1` (see `operating_point`); `per_class`: class name
@@ -70,12 +74,15 @@ def unique_names(truth: GroundTruth) -> list[str]:
     ]
 
 
-def accumulate(truth: GroundTruth, found: Results, evaluator: str = "faster") -> dict[str, np.ndarray]:
+def accumulate(truth: GroundTruth, found: Results, evaluator: str = OWN) -> dict[str, np.ndarray]:
     """Return pycocotools' arrays: `precision` (10 IoUs, 101 recalls, K, 4 areas, 3 counts), `recall` (10, K, 4, 3).
 
     Values are in [0, 1], or -1 in cells without annotated boxes.
     """
-    coco_module, eval_module, class_name = pick(EVALUATORS, evaluator, "TEST.EVALUATOR")
+    modules = pick(EVALUATORS, evaluator, "TEST.EVALUATOR")
+    if modules is None:
+        return coco_arrays(truth, found)
+    coco_module, eval_module, class_name = modules
     index = _import(coco_module, evaluator).COCO
     quiet = {} if evaluator == "pycocotools" else {"print_function": lambda *_: None}
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress there
@@ -91,9 +98,8 @@ def _import(module: str, evaluator: str):
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        other = "pycocotools" if evaluator == "faster" else "faster"
         raise UserError(
-            f"TEST.EVALUATOR {evaluator}: {error}; install requirements.txt, or use TEST.EVALUATOR {other}"
+            f"TEST.EVALUATOR {evaluator}: {error}; install requirements.txt, or use TEST.EVALUATOR {OWN}"
         ) from None
 
 

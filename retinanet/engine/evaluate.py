@@ -125,7 +125,7 @@ def merge(parts: list[list[dict]]) -> list[dict]:
     return sorted(own, key=lambda row: row["image_id"])
 
 
-def score(results: list[dict], dataset: CocoDataset, folder: Path, evaluator: str = "faster") -> dict:
+def score(results: list[dict], dataset: CocoDataset, folder: Path, evaluator: str = "numpy") -> dict:
     """Return `coco_metrics` of `results`; write them and the results to `folder`, each file whole or not at all.
 
     In a distributed job `results` matter in the first process alone; every process gets the metrics.
@@ -145,7 +145,7 @@ def evaluate(
     device: torch.device,
     dataset: CocoDataset,
     folder: Path,
-    evaluator: str = "faster",
+    evaluator: str = "numpy",
     amp: str = "off",
     progress: Progress | None = None,
     stop: Callable[[], bool] | None = None,

@@ -27,25 +27,38 @@ class Matches(NamedTuple):
 
 
 def match(truth: GroundTruth, found: Results, min_iou: float = MIN_IOU, limit: int = MAX_PER_GROUP) -> Matches:
-    """Return the outcome and the box of each detection; those after the `limit`-th of an image and class are ignored.
-
-    Rank by rank over all images at once, so there are at most `limit` rounds of array operations.
-    """
-    ranks = _ranks(found)
+    """Return outcome and box of each detection; those after the `limit`-th of an image and class are ignored."""
+    ranks = ranks_in_groups(found)
+    pairs = candidate_pairs(truth, found, np.flatnonzero(ranks < limit), min_iou)
+    ignored = ignored_boxes(truth)
+    chosen = choose(*pairs, ranks, ignored, truth.crowd)
     outcome = np.where(ranks < limit, FALSE, IGNORED).astype(np.int8)
+    matched = np.flatnonzero(chosen >= 0)
+    outcome[matched] = np.where(ignored[chosen[matched]], IGNORED, TRUE)
+    return Matches(outcome, chosen)
+
+
+def choose(
+    det: np.ndarray, box: np.ndarray, iou: np.ndarray, ranks: np.ndarray, ignored: np.ndarray, reusable: np.ndarray
+) -> np.ndarray:
+    """Return (D,) int64: the box that each detection chooses, or -1.
+
+    det, box, iou: (P,) the pairs that may match. ranks: (D,) the turn of each detection. ignored, reusable: (G,) bool,
+    boxes that come after all others, and boxes that any number of detections may choose. Rank by rank over all images
+    at once, so there are as many rounds of array operations as a group has detections, at most.
+    """
     chosen = np.full(len(ranks), -1, dtype=np.int64)
-    det, box, iou = _candidates(truth, found, np.flatnonzero(ranks < limit), min_iou)
-    ignored, free = ignored_boxes(truth), np.ones(len(truth.boxes), dtype=bool)
+    free = np.ones(len(ignored), dtype=bool)
     order = np.lexsort((-box, -iou, ignored[box], det, ranks[det]))
     det, box = det[order], box[order]
-    bounds = np.searchsorted(ranks[det], np.arange(min(limit, ranks.max(initial=-1) + 1) + 1))
+    bounds = np.searchsorted(ranks[det], np.arange(ranks[det].max(initial=-1) + 2))
     for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
         usable = np.flatnonzero(free[box[start:stop]]) + start
-        first = usable[np.unique(det[usable], return_index=True)[1]]  # each detection's best usable box
-        outcome[det[first]] = np.where(ignored[box[first]], IGNORED, TRUE)
+        dets = det[usable]
+        first = usable[np.append(True, dets[1:] != dets[:-1])[: len(dets)]]  # each detection's best usable box
         chosen[det[first]] = box[first]
-        free[box[first]] = truth.crowd[box[first]]
-    return Matches(outcome, chosen)
+        free[box[first]] = reusable[box[first]]
+    return chosen
 
 
 def match_image(
@@ -103,7 +116,7 @@ def _groups(images: np.ndarray, labels: np.ndarray, num_labels: int) -> np.ndarr
     return images * num_labels + labels
 
 
-def _ranks(found: Results) -> np.ndarray:
+def ranks_in_groups(found: Results) -> np.ndarray:
     """Return (D,) int64: the place of each detection among those of its image and class, by falling score."""
     num_labels = int(found.labels.max(initial=0)) + 1
     group = _groups(found.images, found.labels, num_labels)
@@ -115,10 +128,10 @@ def _ranks(found: Results) -> np.ndarray:
     return ranks
 
 
-def _candidates(
+def candidate_pairs(
     truth: GroundTruth, found: Results, dets: np.ndarray, min_iou: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return `(detection, box, iou)`, each (P,): pairs of one image and class."""
+    """Return `(detection, box, iou)`, each (P,): the pairs of one image and class with `min_iou` or more, of `dets`."""
     num_labels = len(truth.names)
     box_groups = _groups(truth.images, truth.labels, num_labels)
     by_group = np.argsort(box_groups, kind="stable")
