@@ -19,6 +19,10 @@ _REMEDY = (
     "or let training replace a few such files (DATALOADER.MAX_BAD_IMAGES)"
 )
 _JPEG, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
+# Huffman codes spend at least one bit on each block of 8 x 8. A file with less would be blown up to gigabytes of grey.
+_MOST_PIXELS_PER_BYTE = 64 * 8
+_LONGEST_HEADER = 2**20  # bytes in which the frame header is looked for: colour profiles and thumbnails precede it
+_HUFFMAN_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive
 
 
 class ImageError(UserError):
@@ -66,6 +70,9 @@ def _read_bytes(path: str | Path) -> np.ndarray:
 def _decode(path: str | Path, data: np.ndarray, flags: int) -> np.ndarray:
     if _is_truncated_jpeg(data):
         raise ImageError(f"{path}: the JPEG file is cut off after {data.size} bytes")
+    height, width = jpeg_size(data)
+    if height * width > _MOST_PIXELS_PER_BYTE * data.size:
+        raise ImageError(f"{path}: the JPEG file claims {width} x {height} pixels and has {data.size} bytes, too few")
     try:
         image = cv2.imdecode(data, flags)
     except cv2.error as error:
@@ -82,3 +89,20 @@ def _is_truncated_jpeg(data: np.ndarray) -> bool:
     """
     content = data.tobytes()
     return content.startswith(_JPEG) and content.rfind(_JPEG_END) < content.rfind(_JPEG_SCAN)
+
+
+def jpeg_size(data: np.ndarray) -> tuple[int, int]:
+    """Return (height, width) as the header of a Huffman-coded JPEG states them, (0, 0) for anything else.
+
+    Goes from marker segment to marker segment, some microseconds; `data` is (B,) uint8.
+    """
+    head = data[:_LONGEST_HEADER].tobytes()
+    place = 2 if head.startswith(_JPEG) else len(head)
+    while place + 9 <= len(head) and head[place] == 0xFF:
+        marker = head[place + 1]
+        if marker in _HUFFMAN_FRAMES:
+            return int.from_bytes(head[place + 5 : place + 7], "big"), int.from_bytes(
+                head[place + 7 : place + 9], "big"
+            )
+        place += 1 if marker == 0xFF else 2 + int.from_bytes(head[place + 2 : place + 4], "big")  # 0xff may fill
+    return 0, 0
