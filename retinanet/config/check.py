@@ -8,6 +8,7 @@ the log. A rule is a line in `CHOICES` or `RANGES`, or a small generator of mess
 from collections.abc import Collection, Iterator
 
 from retinanet.config.keys import get_key
+from retinanet.config.limits import beyond_limits
 from retinanet.errors import UserError, nearest
 
 NORMS = ("AffineChannel", "FrozenBN", "BN", "SyncBN", "GN", "MABN", "BCN")
@@ -52,8 +53,11 @@ RANGES = (
         "SOLVER.LOG_PERIOD", "TEST.PRE_NMS_TOPK", "TEST.MAX_DETS", "TEST.IMS_PER_BATCH",
     )),
     ("more than 0", lambda value: value > 0, (
-        "MODEL.PIXEL_STD", "MODEL.ANCHORS.SCALE", "MODEL.ANCHORS.ASPECT_RATIOS", "SOLVER.BASE_LR",
-        "MODEL.NORM_OPTIONS.BN.EPS", "MODEL.NORM_OPTIONS.GN.EPS", "INPUT.AUGMENT.LSJ", "TEST.AUG.SCALES",
+        "SOLVER.BASE_LR", "MODEL.NORM_OPTIONS.BN.EPS", "MODEL.NORM_OPTIONS.GN.EPS",
+    )),
+    ("from 0.001 to 1000", lambda value: 1e-3 <= value <= 1e3, (
+        "MODEL.PIXEL_STD", "MODEL.ANCHORS.SCALE", "MODEL.ANCHORS.ASPECT_RATIOS", "INPUT.AUGMENT.LSJ",
+        "TEST.AUG.SCALES",
     )),
     ("from 0 to 1", lambda value: 0 <= value <= 1, (
         "MODEL.LOSS.ALPHA", "MODEL.MATCHER.FG_IOU", "MODEL.MATCHER.BG_IOU", "INPUT.FLIP_PROB", "SOLVER.WARMUP_FACTOR",
@@ -66,13 +70,12 @@ RANGES = (
     ("at least 0 and less than 1", lambda value: 0 <= value < 1, (
         "MODEL.NORM_OPTIONS.MABN.KEEP_RATE", "SOLVER.MOMENTUM", "SOLVER.EMA_DECAY", "TEST.SCORE_THRESH",
     )),
-    ("more than 0 and less than 1", lambda value: 0 < value < 1, ("MODEL.HEAD.PRIOR_PROB",)),
+    ("at least 1e-9 and less than 1", lambda value: 1e-9 <= value < 1, ("MODEL.HEAD.PRIOR_PROB",)),
     ("from 0 to 255", lambda value: 0 <= value <= 255, ("MODEL.PIXEL_MEAN",)),
     ("from 0 to 5", lambda value: 0 <= value <= 5, ("MODEL.BACKBONE.FREEZE_AT",)),
     ("from 0 to 2^32 - 1", lambda value: 0 <= value < 2**32, ("SEED",)),
     ("a positive multiple of 32", lambda value: value > 0 and value % 32 == 0, ("INPUT.SIZE_DIVISIBILITY",)),
 )  # fmt: skip
-
 
 def check_config(
     cfg, training: bool = True, norms: Collection[str] = NORMS, backbones: Collection[str] = BACKBONES
@@ -83,7 +86,7 @@ def check_config(
     the names that exist; tools pass the tables themselves, so that a new entry needs no change here.
     """
     names = {f"MODEL.{part}.NORM": (*norms, NO_NORM) for part in PARTS} | {"MODEL.BACKBONE.NAME": tuple(backbones)}
-    wrong = [*_outside(cfg, CHOICES | names)]
+    wrong = [*_outside(cfg, CHOICES | names), *beyond_limits(cfg)]
     for rule in (*ERRORS, *(TRAINING_ERRORS if training else ())):
         wrong += rule(cfg)
     if wrong:
@@ -169,7 +172,7 @@ def _groups(cfg) -> Iterator[str]:
             continue
         groups, channels = cfg.MODEL.NORM_OPTIONS[name].GROUPS, 64 if part == "BACKBONE" else cfg.MODEL.FPN.CHANNELS
         if groups >= 1 and channels % groups:
-            fits = max(divisor for divisor in range(1, groups + 1) if channels % divisor == 0)
+            fits = max(divisor for divisor in range(1, min(groups, channels) + 1) if channels % divisor == 0)
             yield (
                 f"MODEL.NORM_OPTIONS.{name}.GROUPS: {groups} groups do not divide the {channels} channels of "
                 f"MODEL.{part}; use {fits} groups" + (f", or {groups} x n channels" if part != "BACKBONE" else "")
