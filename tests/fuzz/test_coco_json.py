@@ -5,15 +5,14 @@ import json
 
 import pytest
 from doctor_cases import clean, write_images, write_json
-from hypothesis import HealthCheck, given, settings
+from fuzz_profile import tried
+from hypothesis import given
 from hypothesis import strategies as st
 
 from retinanet.data.coco import CocoDataset
 from retinanet.data.doctor import Source, errors, examine, quick_check, repair, write_repaired
 from retinanet.engine.coco_json import ground_truth
 from retinanet.errors import UserError
-
-QUICK = settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
 
 NUMBERS = st.one_of(
     st.integers(-3, 130),
@@ -97,19 +96,19 @@ def check_usable(place, path):
     ground_truth(path)
 
 
-@QUICK
+@tried(150)
 @given(content=damaged())
 def test_damaged_sets_are_answered_and_repaired(place, content):
     answer(place, content)
 
 
-@QUICK
+@tried(150)
 @given(content=VALUES | st.dictionaries(st.sampled_from([*KEYS, "info"]), VALUES | st.lists(VALUES, max_size=4)))
 def test_any_json_is_answered(place, content):
     answer(place, content)
 
 
-@settings(QUICK, max_examples=60)
+@tried(60)
 @given(data=st.binary(max_size=60), cut=st.integers(0, 4000), at=st.integers(0, 4000), flip=st.integers(0, 255))
 def test_any_bytes_are_answered(place, data, cut, at, flip):
     text = bytearray(json.dumps(clean()).encode())
