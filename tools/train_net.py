@@ -3,15 +3,19 @@
 import signal
 import sys
 from contextlib import closing
+from functools import partial
 
 import _cli
+import _replay
 
 from retinanet.config.check import check_device, check_world_size
 from retinanet.config.load import dump_config
 from retinanet.config.recipe import batch_recipe
 from retinanet.data.loader import build_train_loader
+from retinanet.data.reread import files_of, read_step
 from retinanet.engine.checkpoint import Checkpointer
 from retinanet.engine.evaluate import build_evaluation
+from retinanet.engine.failure import FailedStep, kept_failures
 from retinanet.engine.optim import build_schedule
 from retinanet.engine.prefetch import prefetched
 from retinanet.engine.progress import Progress
@@ -42,7 +46,10 @@ EXAMPLES = """  python tools/train_net.py --config configs/quickstart.yaml
 def main(argv: list[str] | None = None) -> None:
     made = _cli.parser(__doc__, EXAMPLES)
     made.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of OUTPUT_DIR")
+    made.add_argument("--replay", metavar="FILE", help="repeat the step that a failed_batch_*.pth was saved of")
     args = _cli.parse(made, argv)
+    if args.replay:
+        sys.exit(_replay.repeat(args))
     cfg, warnings = _cli.load(args)
     device = choose_device(cfg.DEVICE)
     distributed.start(device.type)
@@ -72,7 +79,11 @@ def main(argv: list[str] | None = None) -> None:
     loader = build_train_loader(
         cfg, train_set, trainer.iteration * cfg.SOLVER.ACCUMULATE, distributed.rank(), distributed.world_size()
     )
-    with closing(progress), stop_request() as request:  # closed, the bar leaves a message its own line
+    describe = {"config": text, "classes": class_list(train_set)}
+    keep = FailedStep(partial(read_step, loader), partial(files_of, loader), folder, describe, _replay.command)
+    failures = kept_failures(trainer.model, trainer.loss, trainer.guard, keep)
+    # closed, the bar leaves a message its own line
+    with closing(progress), stop_request() as request, failures:
         finished = train(
             trainer,
             prefetched(iter(loader), device),
@@ -83,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
             progress,
             checkpointer,
             build_evaluation(cfg, test_sets, device, folder, writer, stop=lambda: bool(request)),
-            {"config": text, "classes": class_list(train_set)},
+            describe,
             stop=lambda: bool(request),
         )
     distributed.stop()

@@ -5,23 +5,20 @@ Values of a step stay on the device until they are written, every `LOG_PERIOD` i
 
 import contextlib
 import logging
+import math
 import time
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from retinanet.errors import UserError
+from retinanet.engine.failure import LEAST_LOSS_SCALE, NonFiniteError
 from retinanet.structures import Batch
 from retinanet.utils import distributed
 from retinanet.utils.log import MetricsWriter
 
 _log = logging.getLogger(__name__)
 SLOW_DATA = 0.2  # share of the time spent on waiting for data above which the log says what to change
-
-
-class NonFiniteError(UserError):
-    """A loss or a gradient was not a number; the message names the images, every value and what to try."""
 
 
 class Progress:
@@ -87,21 +84,33 @@ class Progress:
 
     def _check(self, iteration: int, lr: float, image_ids: list[int], values: dict[str, float]) -> None:
         checked = ["loss"] if self._skips_overflow else ["loss", "grad_norm"]
-        if all(abs(values[name]) < float("inf") for name in checked):  # false for NaN too
+        wrong = ""
+        if not all(math.isfinite(values[name]) for name in checked):
+            wrong = "a loss or the gradient is not finite"
+        elif values.get("loss_scale", LEAST_LOSS_SCALE) < LEAST_LOSS_SCALE:
+            wrong = "the gradient overflows float16 step after step, whatever the loss scale"
+        if not wrong:
             return
         shown = ", ".join(f"{name} {value:g}" for name, value in values.items())
         raise NonFiniteError(
-            f"iteration {iteration}: a loss or the gradient is not finite ({shown}, lr {lr:g}); image ids {image_ids}. "
+            f"iteration {iteration}: {wrong} ({shown}, lr {lr:g}); image ids {image_ids}. "
             "That step was not applied. Lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS, set "
-            "SOLVER.CLIP_GRAD_NORM, or look at these images and their boxes"
+            f"SOLVER.CLIP_GRAD_NORM{self._overflow_advice()}, or look at these images and their boxes",
+            iteration,
+            lr,
+            values,
         )
+
+    def _overflow_advice(self) -> str:
+        return ", use SOLVER.AMP bf16 or off" if self._skips_overflow else ""
 
     def write_line(self, iteration: int, lr: float) -> None:
         """Write the means over the window, the speed and the share of waiting; then the window is empty."""
         self.flush()
-        means = {name: sum(values[name] for values in self.window) / len(self.window) for name in self.window[0]}
+        means, skipped = self._means()
         elapsed = max(time.perf_counter() - self._start, 1e-9)
-        line = {"lr": lr, **means, "images_per_s": self._images / elapsed, "data_wait": self._waited / elapsed}
+        speed = {"images_per_s": self._images / elapsed, "data_wait": self._waited / elapsed}
+        line = {"lr": lr, **means, **skipped, **speed}
         if self.device.type == "cuda":
             line["memory"] = torch.cuda.max_memory_allocated(self.device) / 2**20
         self.window.clear()
@@ -117,12 +126,31 @@ class Progress:
             means["loss_cls"],
             means["loss_box"],
             lr,
-            means["grad_norm"],
+            means.get("grad_norm", math.nan),
             line["images_per_s"],
             100 * line["data_wait"],
         )
+        if skipped:
+            _log.info(
+                "the gradient overflowed float16 in %d of these iterations, which were not applied; loss scale %g",
+                skipped["skipped"],
+                line["loss_scale"],
+            )
         if line["data_wait"] > SLOW_DATA:
             _log.info("waiting for data %.0f %% of the time: raise DATALOADER.NUM_WORKERS", 100 * line["data_wait"])
+
+    def _means(self) -> tuple[dict[str, float], dict[str, int]]:
+        """Return the means over the window, and {"skipped": how many} when gradients of it overflowed.
+
+        Those gradients are in no mean; the loss scale is the last one, since it changes by powers of two.
+        """
+        columns = {name: [values[name] for values in self.window] for name in self.window[0]}
+        finite = {name: [value for value in column if math.isfinite(value)] for name, column in columns.items()}
+        means = {name: sum(column) / len(column) for name, column in finite.items() if column}
+        if "loss_scale" in columns:
+            means["loss_scale"] = columns["loss_scale"][-1]
+        skipped = len(self.window) - len(finite["grad_norm"])
+        return means, {"skipped": skipped} if skipped else {}
 
     def write_metrics(self, iteration: int, metrics: dict) -> None:
         """Write the single numbers of an evaluation as a line of their own; nested tables stay in metrics.json."""

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from retinanet.engine.checkpoint import Checkpointer
 from retinanet.engine.evaluate import autocast
+from retinanet.engine.failure import StepGuard
 from retinanet.engine.optim import Schedule, set_lr
 from retinanet.engine.process_state import (
     averaged_statistics,
@@ -50,6 +51,9 @@ class Trainer:
     iteration: int = 0
     evaluation_due: bool = False
     best: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.guard = StepGuard(self.model, self.loss)
 
     def state(self) -> dict:
         """Return everything that a resume needs, as plain containers and tensors."""
@@ -102,10 +106,13 @@ def train_step(trainer: Trainer, batches: list[Batch]) -> dict[str, Tensor]:
 
     batches: the micro-batches of this process, on the device of the model. The values are those of the whole batch, of
     all micro-batches and processes; reading them waits for the device, computing them does not. When a loss or the
-    gradient norm is not finite the optimizer leaves the weights as they are.
+    gradient norm is not finite the optimizer leaves the weights as they are, in this step and, until
+    `trainer.guard.clear()`, in all later ones. With a loss scaler there is a sixth value, its loss_scale, and a
+    gradient that overflows skips its own step alone.
     """
     model, loss_fn = trainer.model, trainer.loss
     device = batches[0].images.device
+    trainer.guard.begin()
     assigned = []
     for batch in batches:
         anchors = model.anchors(tuple(batch.images.shape[-2:]), device)
@@ -113,8 +120,10 @@ def train_step(trainer: Trainer, batches: list[Batch]) -> dict[str, Tensor]:
     num_fg = torch.cat([assignment.num_fg for assignment in assigned])
     # DDP averages gradients over the processes, so each of them divides by its share of the global normalizer
     divisor = loss_fn.divisor(distributed.all_reduce_sum(loss_fn.count(num_fg))) / distributed.world_size()
+    loss_scale = None
     if trainer.scaler:  # a norm that stores gradients (MABN) stores them unscaled; `scale` gives the factor unread
-        set_loss_scale(model, trainer.scaler.scale(torch.ones((), device=device)))
+        loss_scale = trainer.scaler.scale(torch.ones((), device=device))
+        set_loss_scale(model, loss_scale)
     totals = {"loss_cls": 0.0, "loss_box": 0.0}
     for index, (batch, assignment) in enumerate(zip(batches, assigned, strict=True)):
         with distributed.no_gradient_sync(trainer.net, index + 1 < len(batches)):
@@ -122,20 +131,22 @@ def train_step(trainer: Trainer, batches: list[Batch]) -> dict[str, Tensor]:
                 outputs = trainer.net(model.normalize(batch.images, batch.image_sizes))
             losses = loss_fn(outputs, batch.gt_boxes, batch.gt_labels, assignment, divisor)
             total = losses["loss_cls"] + losses["loss_box"]
-            (trainer.scaler.scale(total) if trainer.scaler else total).backward()
+            (trainer.scaler.scale(total * trainer.guard.factor(total)) if trainer.scaler else total).backward()
         totals = {name: value + losses[name].detach() for name, value in totals.items()}
-    grad_norm = _apply_gradients(trainer, totals["loss_cls"] + totals["loss_box"])
     reported = distributed.all_reduce_mean(torch.stack([totals["loss_cls"], totals["loss_box"], num_fg.sum().float()]))
-    return {
-        "loss": reported[:2].sum(),
+    loss = reported[:2].sum()
+    grad_norm = _apply_gradients(trainer, loss, loss_scale)
+    values = {
+        "loss": loss,
         "loss_cls": reported[0],
         "loss_box": reported[1],
         "grad_norm": grad_norm,
         "num_fg": reported[2] * distributed.world_size(),
     }
+    return values if loss_scale is None else {**values, "loss_scale": loss_scale}
 
 
-def _apply_gradients(trainer: Trainer, loss: Tensor) -> Tensor:
+def _apply_gradients(trainer: Trainer, loss: Tensor, loss_scale: Tensor | None) -> Tensor:
     """Clip, step, clear; return the gradient norm before clipping. A non-finite value skips the step on the device."""
     optimizer, scaler = trainer.optimizer, trainer.scaler
     if scaler:
@@ -143,12 +154,13 @@ def _apply_gradients(trainer: Trainer, loss: Tensor) -> Tensor:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     limit = trainer.clip_grad_norm or float("inf")
     grad_norm = nn.utils.clip_grad_norm_(parameters, limit, foreach=True)
+    trainer.guard.note(loss, grad_norm, loss_scale)
     if scaler:
         scaler.step(optimizer)
         scaler.update()
     else:
         # fused SGD reads this flag inside its kernel, so skipping costs no synchronisation
-        optimizer.found_inf = (~torch.isfinite(loss + grad_norm)).float()
+        optimizer.found_inf = trainer.guard.failed.float()
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     if trainer.ema:
@@ -184,7 +196,7 @@ def train(
     evaluate: gets the model and the iteration, returns metrics, or None where it was stopped; `best.pth` follows their
         "AP".
     describe: "config", "classes" and "provenance", stored in every checkpoint.
-    Raises `NonFiniteError` (`progress.py`); the step that it names has not changed the weights.
+    Raises `NonFiniteError` (`failure.py`); the step that it names has not changed the weights.
     """
     trainer.model.train()
     while True:

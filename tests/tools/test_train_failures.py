@@ -1,0 +1,63 @@
+"""tools/train_net.py when a step fails: what the message says, what is saved, and what the printed command does."""
+
+import os
+import shlex
+import subprocess
+import sys
+
+import pytest
+import torch
+from run_cases import command, run_tool, write_data
+
+DIVERGES = ["SOLVER.MAX_ITER", "4", "SOLVER.BASE_LR", "1e30", "SOLVER.CLIP_GRAD_NORM", "0.0"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+def printed_command(stderr: str) -> list[str]:
+    line = next(line for line in stderr.splitlines() if "--replay" in line)
+    return [sys.executable, *shlex.split(line)[1:]]
+
+
+def test_the_printed_command_repeats_the_failed_step(data, tmp_path, capfd):
+    run = subprocess.run(
+        command(data, tmp_path / "run", *DIVERGES, "SOLVER.CHECKPOINT_PERIOD", "1"), capture_output=True, text=True
+    )
+    assert run.returncode == 2, run.stderr
+    assert "Traceback" not in run.stderr
+    saved = torch.load(tmp_path / "run/failed_batch_0000002.pth", weights_only=True)
+    assert {"images", "gt_boxes", "gt_labels", "image_ids"} <= set(saved["ranks"][0]["batches"][0])
+    assert (tmp_path / "run/checkpoint_0000001.pth").is_file()  # written before that step, and still the newest
+    assert len(list((tmp_path / "run").glob("checkpoint_*.pth"))) == 1
+    again = run_tool("train_net", printed_command(run.stderr)[2:], capfd)
+    assert again.status == 1, again.stderr
+    for image_id in saved["ranks"][0]["batches"][0]["image_ids"]:
+        assert f"image {image_id} {data / 'train'}" in again.stdout
+        assert f"{image_id}" in run.stderr
+    assert "first not finite on the way forwards: the output of backbone.conv1" in again.stdout
+    assert "have run away" in again.stdout
+
+
+def test_a_replay_with_a_mistake_ends_with_status_2(tmp_path, capfd):
+    found = run_tool("train_net", ["--replay", str(tmp_path / "none.pth")], capfd)
+    assert found.status == 2
+    assert "none.pth: there is no such file" in found.stderr
+
+
+def test_two_processes_save_one_batch_with_the_images_of_both(data, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    options = [*DIVERGES, "DATALOADER.NUM_WORKERS", "0", "MODEL.HEAD.NORM", "BN"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [*launch, *command(data, tmp_path / "run", *options)[1:]], capture_output=True, text=True, env=environment
+    )
+    assert run.returncode != 0
+    saved = torch.load(tmp_path / "run/failed_batch_0000002.pth", weights_only=True)
+    ids = [i for part in saved["ranks"] for batch in part["batches"] for i in batch["image_ids"]]
+    assert len(saved["ranks"]) == 2 and len(ids) == 4
+    assert f"image ids of all 2 processes: {ids}" in run.stderr
+    name = next(name for name in saved["ranks"][0]["buffers"] if name.endswith("running_mean"))
+    assert not torch.equal(*(part["buffers"][name] for part in saved["ranks"]))
