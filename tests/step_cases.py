@@ -32,5 +32,11 @@ def new_batch(count: int, seed: int = 0, boxes: int = 2) -> Batch:
     return Batch(images, sizes, sizes, torch.ones(count, 2), *pad_targets(targets), list(range(count)))
 
 
+def rows_of(batch: Batch, rows: slice) -> Batch:
+    """Return the batch of some of the images."""
+    tensors = {name: value[rows] for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
+    return Batch(**tensors, image_ids=batch.image_ids[rows])
+
+
 def state(trainer: Trainer) -> dict:
     return copy.deepcopy(trainer.model.state_dict())

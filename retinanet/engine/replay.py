@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from retinanet.engine.evaluate import autocast
 from retinanet.engine.train import Trainer
 from retinanet.layers.norm import SyncBN, set_loss_scale
-from retinanet.structures import Batch, HeadOutputs
+from retinanet.structures import PAD_LABEL, Batch, HeadOutputs
 
 _HUGE = 1e4  # weights of a detector stay below about 10; beyond this they have run away before this step
 
@@ -69,16 +69,17 @@ def _on_device(failed: dict, model: nn.Module, device: torch.device) -> list[tup
 def _joined(parts: tuple[Batch, ...]) -> Batch:
     """Return one batch of all `parts`, whose images have one size already; their boxes are padded to one count."""
     most = max(part.gt_labels.shape[1] for part in parts)
-    columns: dict[str, list] = {name: [] for name in vars(parts[0])}
+    columns: dict[str, list[Tensor]] = {}
     for part in parts:
         missing = most - part.gt_labels.shape[1]
         padded = {
             "gt_boxes": nn.functional.pad(part.gt_boxes, (0, 0, 0, missing)),
-            "gt_labels": nn.functional.pad(part.gt_labels, (0, missing), value=-1),
+            "gt_labels": nn.functional.pad(part.gt_labels, (0, missing), value=PAD_LABEL),
         }
         for name, value in {**vars(part), **padded}.items():
-            columns[name].append(value)
-    ids = [image_id for ids in columns.pop("image_ids") for image_id in ids]
+            if isinstance(value, Tensor):
+                columns.setdefault(name, []).append(value)
+    ids = [image_id for part in parts for image_id in part.image_ids]
     return Batch(**{name: torch.cat(values) for name, values in columns.items()}, image_ids=ids)
 
 

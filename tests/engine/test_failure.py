@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from step_cases import GN, new_batch, new_trainer, state
+from step_cases import GN, new_batch, new_trainer, rows_of, state
 
 from retinanet.engine.checkpoint import read_checkpoint
 from retinanet.engine.failure import FailedStep, NonFiniteError, kept_failures, read_failed_batch
@@ -147,10 +147,7 @@ def test_two_ranks_are_replayed_with_their_own_statistics(tmp_path, monkeypatch)
     whole = new_trainer(*norms)
     both = new_batch(4)
     values = train_step(whole, [both])
-    parts = [
-        Batch(*(value[rows] for value in list(vars(both).values())[:-1]), both.image_ids[rows])
-        for rows in (slice(0, 1), slice(1, 4))
-    ]
+    parts = [rows_of(both, rows) for rows in (slice(0, 1), slice(1, 4))]
     trainer = new_trainer(*norms)
     trainer.guard.begin()
     failed = saved(trainer, tmp_path, [both], values)
@@ -181,3 +178,20 @@ def test_a_batch_that_cannot_be_saved_leaves_the_message(tmp_path):
     kept = kept_failures(trainer.model, trainer.loss, trainer.guard, keep)
     with pytest.raises(NonFiniteError, match="iteration 2: wrong. Its batch could not be saved: .*file"), kept:
         raise NonFiniteError("iteration 2: wrong", 2, 0.01, {"loss": 1.0})
+
+
+def test_sync_bn_is_replayed_on_the_images_of_all_processes(tmp_path):
+    norms = ("NORMS", ("SyncBN", "GN", "GN"))
+    trainer, both = new_trainer(*norms), new_batch(4)
+    values = train_step(trainer, [both])
+    fresh = new_trainer(*norms)
+    fresh.guard.begin()
+    failed = saved(fresh, tmp_path, [both], values)
+    parts = [rows_of(both, rows) for rows in (slice(0, 2), slice(2, 4))]
+    parts[0].gt_boxes, parts[0].gt_labels = (
+        parts[0].gt_boxes[:, :2],
+        parts[0].gt_labels[:, :2],
+    )  # padded to another count
+    failed["ranks"] = [{"batches": [vars(part)], "buffers": {}} for part in parts]
+    found = replay(new_trainer(*norms), failed, torch.device("cpu"))
+    assert float(found.lines[-1].rsplit(" ", 1)[1]) == pytest.approx(float(values["grad_norm"]), rel=1e-3)

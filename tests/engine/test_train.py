@@ -5,11 +5,10 @@ import copy
 import pytest
 import torch
 from detection_cases import SyncWatch
-from step_cases import GN, NORMS, new_batch, new_trainer, state
+from step_cases import GN, NORMS, new_batch, new_trainer, rows_of, state
 
 from retinanet.engine.ema import model_ema
 from retinanet.engine.train import train_step
-from retinanet.structures import Batch
 
 
 @pytest.mark.parametrize("norms", NORMS, ids="-".join)
@@ -29,10 +28,7 @@ def test_a_step_changes_the_weights_and_does_not_wait_for_the_device(norms):
 @pytest.mark.parametrize("normalizer", ["batch", "image", "ema"])
 def test_micro_batches_add_up_to_the_big_batch(normalizer):
     whole = new_batch(4)
-    parts = [
-        Batch(*(value[rows] for value in list(vars(whole).values())[:-1]), whole.image_ids[rows])
-        for rows in (slice(0, 1), slice(1, 4))
-    ]
+    parts = [rows_of(whole, rows) for rows in (slice(0, 1), slice(1, 4))]
     big, small = (new_trainer(*GN, "MODEL.LOSS.NORMALIZER", normalizer) for _ in range(2))
     for _ in range(2):
         first, second = train_step(big, [whole]), train_step(small, parts)
