@@ -9,12 +9,15 @@ from retinanet.config.load import load_config_text
 from retinanet.engine.coco_json import ground_truth, results, write_json
 from retinanet.engine.coco_metrics import coco_metrics, format_metrics, format_per_class
 from retinanet.engine.operating_point import curves
+from retinanet.engine.report import report_page, write_report
 from retinanet.errors import UserError, pick
+from retinanet.utils.page import Page
 
 EXAMPLES = """  python tools/test_net.py --config configs/quickstart.yaml MODEL.WEIGHTS output/quickstart/best.pth
-  python tools/test_net.py --config configs/retinanet_R50_gn_fpn.yaml MODEL.WEIGHTS model.pth --per-class --plots
+  python tools/test_net.py --config configs/retinanet_R50_gn_fpn.yaml MODEL.WEIGHTS model.pth --per-class --report
   python tools/test_net.py --config configs/retinanet_R50_gn_fpn.yaml --predictions results.json
   python tools/test_net.py --annotations instances_val2017.json --predictions results.json TEST.EVALUATOR pycocotools
+  python tools/test_net.py --annotations val.json --images val/ --predictions results.json --report
   torchrun --nproc-per-node 8 tools/test_net.py --config configs/retinanet_R50_gn_fpn.yaml MODEL.WEIGHTS model.pth
 
 writes predictions.json and metrics.json to OUTPUT_DIR/inference/DATASET, for each of DATASETS.TEST"""
@@ -26,10 +29,18 @@ def main(argv: list[str] | None = None) -> None:
     made.add_argument("--annotations", metavar="FILE", help="with --predictions: a COCO json instead of DATASETS.TEST")
     made.add_argument("--per-class", action="store_true", help="print a table with a line for every class")
     made.add_argument("--plots", action="store_true", help="draw precision_recall.png beside metrics.json")
+    made.add_argument("--report", action="store_true", help="write report.html and report.md beside metrics.json")
+    made.add_argument("--images", metavar="FOLDER", help="with --annotations and --report: where its images are")
     made.add_argument("--output", metavar="FOLDER", help="write there instead of OUTPUT_DIR/inference/DATASET")
     args = _cli.parse(made, argv)
     if args.annotations and not args.predictions:
         raise UserError("--annotations: needs --predictions; a model is scored on DATASETS.TEST of the configuration")
+    if args.images and not args.annotations:
+        raise UserError(
+            "--images: needs --annotations; data sets of the configuration have their folder in the catalog"
+        )
+    if args.images and not Path(args.images).is_dir():
+        raise UserError(f"--images: {args.images} is not a folder")
     if args.predictions:
         score_file(args)
     else:
@@ -40,18 +51,24 @@ def score_file(args: argparse.Namespace) -> None:
     """Score `--predictions` against `--annotations` or the one data set of the configuration."""
     alone = args.annotations and not args.config
     cfg = load_config_text("", "", args.opts) if alone else _cli.load(args, training=False)[0]
-    name, annotations = Path(args.annotations or "").stem, args.annotations
+    name, annotations, images = Path(args.annotations or "").stem, args.annotations, args.images
     if annotations is None:
         from retinanet.data.catalog import load_catalog
 
         if len(cfg.DATASETS.TEST) != 1:
             raise UserError(f"DATASETS.TEST: is {cfg.DATASETS.TEST}; name the one data set that the predictions are of")
         name = cfg.DATASETS.TEST[0]
-        annotations = pick(load_catalog(cfg.DATASETS.CATALOG), name, "DATASETS.TEST")["annotations"]
+        entry = pick(load_catalog(cfg.DATASETS.CATALOG), name, "DATASETS.TEST")
+        annotations, images = entry["annotations"], entry["images"]
     metrics = coco_metrics(annotations, args.predictions, cfg.TEST.EVALUATOR)
     folder = Path(args.output or Path(cfg.OUTPUT_DIR) / "inference" / name)
     write_json(folder / "metrics.json", metrics)
     report(args, name, folder, metrics, annotations, args.predictions)
+    if args.report:
+        images = Path(images) if images and Path(images).is_dir() else None
+        facts = {"predictions": args.predictions}
+        page = report_page(name, annotations, args.predictions, metrics, images, cfg.TEST.EVALUATOR, facts)
+        write_page(page, folder)
 
 
 def score_model(args: argparse.Namespace) -> None:
@@ -94,6 +111,11 @@ def score_model(args: argparse.Namespace) -> None:
         )
         if distributed.is_main():
             report(args, dataset.name, folder, metrics, dataset.annotations_file, found)
+            if args.report:
+                facts = {"weights": cfg.MODEL.WEIGHTS}
+                truth, images = dataset.annotations_file, dataset.images_dir
+                page = report_page(dataset.name, truth, found, metrics, images, cfg.TEST.EVALUATOR, facts)
+                write_page(page, folder)
     distributed.stop()
 
 
@@ -107,6 +129,12 @@ def report(args: argparse.Namespace, name: str, folder: Path, metrics: dict, ann
     if args.plots:
         plot_curves(annotations, found, metrics, folder / "precision_recall.png")
     print(f"written to {folder}")
+
+
+def write_page(page: Page, folder: Path) -> None:
+    """Write the report to `folder` and say where it is."""
+    web, markdown = write_report(page, folder)
+    print(f"report: {web} and {markdown}")
 
 
 def plot_curves(annotations, found, metrics: dict, path: Path) -> None:

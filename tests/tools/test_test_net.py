@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from html_pages import checked
 from simulated_detections import coco_json, detection, simulated
 
 from retinanet.engine.coco_metrics import METRICS, coco_metrics
@@ -62,6 +63,19 @@ def test_plots_are_drawn_without_a_screen(main, files):
     assert picture.shape[0] > 400 and picture.std() > 5
 
 
+def test_report_of_a_results_file_shows_images_where_it_knows_them(main, files):
+    """The catalog's folder does not exist; --images names one that does."""
+    results = ["--predictions", files / "dt.json", "--report", "--output", files / "page"]
+    main("--config", files / "config.yaml", *results)
+    page = checked(files / "page/report.html")
+    assert str(files / "dt.json") in page.text and "the folder with the images is not known" in page.text
+    for number in range(1, 9):
+        cv2.imwrite(str(files / f"{number}.jpg"), np.zeros((100, 100, 3), np.uint8))
+    main("--annotations", files / "gt.json", "--images", files, *results)
+    assert checked(files / "page/report.html").tags.count("img") >= 8
+    assert "report_files/worst-1.jpg" in (files / "page/report.md").read_text()
+
+
 def test_a_plot_that_cannot_be_written_is_named(main, files):
     config, folder = files / "config.yaml", files / "plots"
     (folder / "precision_recall.png").mkdir(parents=True)
@@ -78,6 +92,11 @@ def test_a_plot_that_cannot_be_written_is_named(main, files):
         (["--predictions", "dt.json", "DATASETS.TEST", "()"], "name the one data set that the predictions are of"),
         (["--predictions", "dt.json", "TEST.EVALUATOR", "fast"], "TEST.EVALUATOR: 'fast' is not one of"),
         (["--annotations", "gt.json"], "--annotations: needs --predictions"),
+        (["--images", "pictures"], "--images: needs --annotations"),
+        (
+            ["--annotations", "gt.json", "--images", "gone", "--predictions", "dt.json"],
+            "--images: gone is not a folder",
+        ),
         (["DATASETS.TEST", "()"], "DATASETS.TEST: is empty"),
         (["DATASETS.TEST", "small,more", "--output", "x"], "--output: is one folder, DATASETS.TEST names 2 sets"),
     ],
@@ -127,8 +146,9 @@ def test_model_is_scored_on_what_it_detects(main, model, capsys):
     """The results are the detections of `retinanet.load` on the same files, under the data set's category ids."""
     import retinanet
 
-    main("--config", model / "config.yaml", "MODEL.WEIGHTS", model / "model.pth")
+    main("--config", model / "config.yaml", "--report", "MODEL.WEIGHTS", model / "model.pth")
     folder = model / "out/inference/small"
+    assert str(model / "model.pth") in checked(folder / "report.html").text
     rows = json.loads((folder / "predictions.json").read_text())
     assert json.loads((folder / "metrics.json").read_text()) == coco_metrics(model / "gt.json", rows)
     assert [row["image_id"] for row in rows] == sorted(5 * list(range(1, 9)))
