@@ -1,75 +1,119 @@
-"""Find objects in pictures: drawn pictures and a COCO results json come out."""
+"""Find objects in pictures, videos or a camera's view: drawn pictures and videos and a COCO results json come out."""
 
 import argparse
-import glob
-import os
+import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import _cli
-import cv2
-import numpy as np
 from tqdm import tqdm
 
 from retinanet.config.defaults import get_cfg
 from retinanet.config.load import load_config, load_config_text
-from retinanet.data.image import ImageError, read_image
+from retinanet.data.inputs import Frame, Source, find_sources, in_batches, listed, read_frames
+from retinanet.data.outputs import Drawn
+from retinanet.data.video import VideoError, probe, quiet
 from retinanet.engine.checkpoint import read_checkpoint
-from retinanet.engine.coco_json import write_json
 from retinanet.engine.detector import Detector, build_detector
 from retinanet.engine.evaluate import to_coco
+from retinanet.engine.results_file import ResultsFile
 from retinanet.errors import UserError, nearest
+from retinanet.utils.background import in_background
 from retinanet.utils.draw import draw_detections
 
-EXAMPLES = """  python tools/predict.py --weights output/run/best.pth photo.jpg
+EXAMPLES = """  python tools/predict.py --weights output/run/best.pth photo.jpg clip.mp4
   python tools/predict.py --weights output/run/best.pth photos/ --recursive --output drawn --score 0.4 --classes dog,cat
   python tools/predict.py --config configs/retinanet_R50_gn_fpn.yaml --weights model.pth 'photos/*.png' DEVICE cpu
+  find photos -newer yesterday -name '*.jpg' | python tools/predict.py --weights output/run/best.pth -
+  python tools/predict.py --weights output/run/best.pth --camera 0 --output watched
 
-A folder stands for its image files in the order of their names, a pattern for what it matches. Every picture is written
-to the output folder under its own name, with its detections drawn; predictions.json there holds the same detections
-as COCO results with "file_name", image ids counted from 1. A file that cannot be read is reported, the others are
-done, and the exit status is 2."""
+A folder stands for its image and video files in the order of their names, a pattern for what it matches, - for a list
+on standard input, one path a line. Every picture is written to the output folder under its own name with its detections
+drawn, every video as .mp4 (MPEG-4) without its sound; no window is opened. predictions.json there holds the same
+detections as COCO results with "file_name", image ids counted from 1 and, of videos, "frame" counted from 0. What
+cannot be read is reported, the rest is done, and the exit status is 2. Ctrl-C ends a video or camera early; what was
+written until then is whole. A camera is written as fast as it is watched: frames that came meanwhile are left out and
+the last picture stays."""
 
-SUFFIXES = {".bmp", ".jpeg", ".jpg", ".jp2", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-WRITABLE = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 DEFAULT_SCORE = 0.5
 MIN_SIDE = 240  # pixels: smaller pictures are enlarged, or their labels would cover them
+AHEAD = 2  # batches that are decoded while the model runs
 
 
 def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    quiet()
+    sources, opts = choose_sources(args)
+    output = Path(args.output)
+    protect(sources, output)
+    rates, total = examine(sources, args.frames)
+    detector, plus_one = load_detector(args, opts)
+    labels = choose_classes(args.classes, detector.names)
+    score = args.score if args.score is not None else detector.threshold
+    score = DEFAULT_SCORE if score is None else score
+    print(f"{describe(sources)}, detections with a score of {score:.3f} or more")
+
+    results = ResultsFile(output / "predictions.json")
+    drawn, bar = Drawn(sources, rates, output), tqdm(total=total, unit="frame")
+    frames = in_background(read_frames(sources, args.frames), AHEAD * detector.batch_size)
+    unreadable = 0
+    with results, drawn, bar:
+        try:
+            for batch in in_batches(frames, detector.batch_size):
+                if isinstance(batch[0].image, UserError):
+                    unreadable += 1
+                    tqdm.write(f"not read: {batch[0].image}", file=sys.stderr)
+                    continue
+                found = [keep(one, labels) for one in detector([frame.image for frame in batch], score)]
+                results.write(to_rows(found, batch, sources, detector.classes, plus_one))
+                for frame, one in zip(batch, found, strict=True):
+                    shown = one["boxes"], one["labels"], one["scores"]
+                    drawn.write(frame, draw_detections(frame.image, *shown, detector.names, MIN_SIDE))
+                bar.update(len(batch))
+        except KeyboardInterrupt:
+            tqdm.write(f"interrupted: {drawn} are whole in {output}", file=sys.stderr)
+            if args.camera is None:
+                raise
+        finally:
+            frames.close()
+    print(f"{results.count} detections in {drawn}: {output}")
+    if unreadable:
+        kind = "inputs" if any(source.is_video for source in sources) else "pictures"
+        raise UserError(f"{unreadable} of {len(sources)} {kind} could not be read, see above")
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Return the command line; `UserError` for a number that makes no sense."""
     made = _cli.parser(__doc__, EXAMPLES, config=False)
-    made.add_argument("inputs", nargs="+", metavar="PATH | KEY VALUE", help="files, folders, patterns; keys to change")
+    made.add_argument("inputs", nargs="*", metavar="PATH | - | KEY VALUE", help="what to look at; keys to change")
+    made.add_argument("--camera", type=int, metavar="N", help="watch the camera with this number, from 0")
     made.add_argument("--config", metavar="FILE", help="a YAML file; not needed with a checkpoint of this project")
     made.add_argument("--weights", metavar="FILE", help="default: MODEL.WEIGHTS of the configuration")
     made.add_argument("--output", metavar="FOLDER", default="output/predictions", help="default: output/predictions")
     made.add_argument("--score", type=float, help="lowest score; default: the one of the highest F1 if known, else 0.5")
     made.add_argument("--classes", metavar="A,B", help="only these classes")
     made.add_argument("--recursive", action="store_true", help="look into folders inside folders")
+    made.add_argument("--frames", type=int, metavar="N", help="stop each video or camera after this many frames")
     args = _cli.parse(made, argv)
     if args.score is not None and not 0 <= args.score <= 1:
         raise UserError(f"--score: {args.score} is not between 0 and 1")
-    inputs, opts = split_inputs(args.inputs)
-    pictures = find_pictures(inputs, args.recursive)
-    output = Path(args.output)
-    protect(pictures, output)
-    detector, plus_one = load_detector(args, opts)
-    labels = choose_classes(args.classes, detector.names)
-    score = args.score if args.score is not None else detector.threshold
-    score = DEFAULT_SCORE if score is None else score
-    print(f"{len(pictures)} pictures, detections with a score of {score:.3f} or more")
+    if args.frames is not None and args.frames < 1:
+        raise UserError(f"--frames: {args.frames} is not a number of frames; give 1 or more")
+    if args.camera is not None and args.camera < 0:
+        raise UserError(f"--camera: {args.camera} is not the number of a camera; the first is 0")
+    return args
 
-    rows, unreadable = [], []
-    for numbers, names, images in tqdm(chunks(pictures, detector.batch_size, unreadable), unit="batch"):
-        found = [keep(one, labels) for one in detector(images, score)]
-        rows += with_names(to_coco(found, numbers, [entry["id"] for entry in detector.classes], plus_one), pictures)
-        for name, image, one in zip(names, images, found, strict=True):
-            drawn = draw_detections(image, one["boxes"], one["labels"], one["scores"], detector.names, MIN_SIDE)
-            write_picture(output / name, drawn)
-    write_json(output / "predictions.json", rows)
-    print(f"{len(rows)} detections in {len(pictures) - len(unreadable)} pictures: {output}")
-    if unreadable:
-        raise UserError(f"{len(unreadable)} of {len(pictures)} pictures could not be read, see above")
+
+def choose_sources(args: argparse.Namespace) -> tuple[list[Source], list[str]]:
+    """Return what to look at, and the `KEY VALUE` pairs."""
+    words, opts = split_inputs(args.inputs)
+    if args.camera is None:
+        if not words:
+            raise UserError("no picture is named; give files, folders or patterns, or --camera N")
+        return find_sources(listed(words, sys.stdin), args.recursive), opts
+    if words:
+        raise UserError(f"--camera: files are named as well ({words[0]}); look at one or the other")
+    return [Source(args.camera, Path(f"camera_{args.camera}.mp4"))], opts
 
 
 def split_inputs(words: list[str]) -> tuple[list[str], list[str]]:
@@ -81,64 +125,46 @@ def split_inputs(words: list[str]) -> tuple[list[str], list[str]]:
             opts += [word, *(value for value in [next(remaining, None)] if value is not None)]
         else:
             paths.append(word)
-    if not paths:
-        raise UserError("no picture is named; give files, folders or patterns")
     return paths, opts
 
 
-def find_pictures(inputs: list[str], recursive: bool) -> list[tuple[Path, Path]]:
-    """Return (file, name of its output inside the output folder), each file once, in the order of `inputs`.
+def protect(sources: list[Source], output: Path) -> None:
+    """Raise `UserError` when a drawn picture or video would replace one of the inputs themselves."""
+    originals = {source.path.resolve() for source in sources if isinstance(source.path, Path)}
+    for source in sources:
+        if (output / source.name).resolve() in originals:
+            raise UserError(f"--output: {output / source.name} is one of the inputs themselves; choose another folder")
 
-    Below a folder its sub-folders are kept; a name that is taken already gets a number.
+
+def examine(sources: list[Source], limit: int | None) -> tuple[dict[int, float], int | None]:
+    """Return the frames per second of each video, by its number, and how many frames there are in all, None where a
+    video does not tell.
+
+    A camera that is not there is an error; a file that cannot be opened counts as none and is reported in its turn.
     """
-    found: dict[Path, Path] = {}
-    taken: set[Path] = set()
-    for word in inputs:
-        for file, name in expand(word, recursive):
-            if file in found:
-                continue
-            name = name if name.suffix.lower() in WRITABLE else name.with_suffix(".png")
-            numbered, count = name, 1
-            while numbered in taken:
-                count += 1
-                numbered = name.with_stem(f"{name.stem}_{count}")
-            found[file] = numbered
-            taken.add(numbered)
-    return list(found.items())
+    rates, counts = {}, [1 for source in sources if not source.is_video]
+    for number, source in enumerate(sources):
+        if not source.is_video:
+            continue
+        try:
+            info = probe(source.path)
+        except VideoError:
+            if not isinstance(source.path, Path):
+                raise
+            continue
+        rates[number] = info.rate
+        known = [count for count in (info.count, limit) if count is not None]
+        counts.append(min(known) if known else None)
+    return rates, None if None in counts else sum(counts)
 
 
-def protect(pictures: list[tuple[Path, Path]], output: Path) -> None:
-    """Raise `UserError` when a drawn picture would replace one of the pictures themselves."""
-    originals = {file.resolve() for file, _ in pictures}
-    for _, name in pictures:
-        if (output / name).resolve() in originals:
-            raise UserError(f"--output: {output / name} is one of the pictures themselves; choose another folder")
-
-
-def expand(word: str, recursive: bool) -> list[tuple[Path, Path]]:
-    """Return the files that one word of the command line stands for; `UserError` when there is none."""
-    path = Path(word)
-    if path.is_dir():
-        if not os.access(path, os.R_OK | os.X_OK):
-            raise UserError(f"{word}: no permission to look into this folder")
-        files = sorted(path.rglob("*") if recursive else path.glob("*"))
-        files = [file for file in files if file.suffix.lower() in SUFFIXES and file.is_file()]
-        if not files:
-            hint = "" if recursive else "; --recursive looks into the folders inside"
-            raise UserError(f"{word}: no image files ({' '.join(sorted(SUFFIXES))}) in this folder{hint}")
-        return [(file, file.relative_to(path)) for file in files]
-    if not path.exists() and glob.has_magic(word):
-        files = [Path(match) for match in sorted(glob.glob(word, recursive=True))]
-        if not files:
-            raise UserError(f"{word}: no file matches this pattern")
-        return [(file, Path(file.name)) for file in files if file.is_file()]
-    if not path.exists():
-        raise UserError(f"{word}: no such file or folder{nearest(path.name, siblings(path))}")
-    return [(path, Path(path.name))]
-
-
-def siblings(path: Path) -> list[str]:
-    return [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+def describe(sources: list[Source]) -> str:
+    """Return what is looked at, such as "3 pictures and 2 videos"."""
+    if not isinstance(sources[0].path, Path):
+        return f"camera {sources[0].path} until Ctrl-C"
+    videos = sum(source.is_video for source in sources)
+    counts = {"pictures": len(sources) - videos, "videos": videos}
+    return " and ".join(f"{count} {name}" for name, count in counts.items() if count)
 
 
 def load_detector(args: argparse.Namespace, opts: list[str]) -> tuple[Detector, bool]:
@@ -164,41 +190,22 @@ def choose_classes(wanted: str | None, names: list[str]) -> set[int]:
     return {names.index(name) for name in wanted.split(",")}
 
 
-def chunks(
-    pictures: list[tuple[Path, Path]], size: int, unreadable: list[Path]
-) -> Iterator[tuple[list[int], list[Path], list[np.ndarray]]]:
-    """Yield (numbers from 1, output names, images) of up to `size` pictures; report what cannot be read."""
-    chunk: list[tuple[int, Path, np.ndarray]] = []
-    for number, (file, name) in enumerate(pictures, start=1):
-        try:
-            chunk.append((number, name, read_image(file)))
-        except ImageError as error:
-            unreadable.append(file)
-            tqdm.write(f"not read: {error}", file=sys.stderr)
-        if len(chunk) == size or (number == len(pictures) and chunk):
-            numbers, names, images = map(list, zip(*chunk, strict=True))
-            yield numbers, names, images
-            chunk = []
-
-
 def keep(found: dict, labels: set[int]) -> dict:
     """Return the detections whose label is one of `labels`."""
     kept = [index for index, label in enumerate(found["labels"].tolist()) if label in labels]
     return {key: found[key][kept] for key in ("boxes", "scores", "labels")}
 
 
-def with_names(rows: list[dict], pictures: list[tuple[Path, Path]]) -> list[dict]:
-    return [{"file_name": str(pictures[row["image_id"] - 1][0]), **row} for row in rows]
-
-
-def write_picture(path: Path, image: np.ndarray) -> None:
-    """Write `image`; `UserError` when that fails."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(cv2.imencode(path.suffix, image)[1].tobytes())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another --output") from error
+def to_rows(found: list[dict], batch: list[Frame], sources: list[Source], classes: list[dict], plus_one: bool):
+    """Return COCO results with the name of the file, or the number of the camera, and of the frame in front."""
+    where = {}
+    for frame in batch:
+        name = {"file_name": str(sources[frame.source].path)}
+        where[frame.image_id] = name if frame.number is None else name | {"frame": frame.number}
+    rows = to_coco(found, list(where), [entry["id"] for entry in classes], plus_one)
+    return [{**where[row["image_id"]], **row} for row in rows]
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a video as Ctrl-C does: so that it plays
     _cli.run(main)

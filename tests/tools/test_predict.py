@@ -8,35 +8,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 from conftest import ROOT
+from predict_cases import write_untrained
 
-from retinanet.config.load import dump_config, load_config_text
-from retinanet.engine.checkpoint import write_checkpoint
 from retinanet.errors import UserError
-from retinanet.modeling.build import build_model
-
-TINY = """
-MODEL:
-  NUM_CLASSES: 2
-  BACKBONE: {NAME: R18, NORM: GN, FREEZE_AT: 0}
-  FPN: {CHANNELS: 32}
-  HEAD: {NUM_CONVS: 0, PRIOR_PROB: 0.3}
-INPUT: {MIN_SIZE_TEST: 64, MAX_SIZE_TEST: 96}
-TEST: {SCORE_THRESH: 0.0, MAX_DETS: 5, IMS_PER_BATCH: 2}
-"""
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
-    """An untrained model of the classes cat (category 3) and dog (category 8), best at a score of 0.125."""
-    path = tmp_path_factory.mktemp("weights") / "model.pth"
-    cfg = load_config_text(TINY, "test")
-    torch.manual_seed(0)
-    classes = [{"id": 3, "name": "cat"}, {"id": 8, "name": "dog"}]
-    state = {"model": build_model(cfg).state_dict(), "iteration": 1, "config": dump_config(cfg), "classes": classes}
-    write_checkpoint(path, state | {"metrics": {"threshold": 0.125}})
-    return path
+    return write_untrained(tmp_path_factory.mktemp("weights") / "model.pth")
 
 
 @pytest.fixture
@@ -58,37 +38,6 @@ def photos(tmp_path, monkeypatch):
     (tmp_path / "photos/notes.txt").write_text("no picture")
     monkeypatch.chdir(tmp_path)
     return tmp_path / "photos"
-
-
-def pairs(found) -> list[tuple[str, str]]:
-    return [(str(file), str(name)) for file, name in found]
-
-
-def test_folder_gives_its_pictures_by_name(predict, photos):
-    assert pairs(predict.find_pictures(["photos"], False)) == [("photos/a.JPG", "a.JPG"), ("photos/b.png", "b.png")]
-
-
-def test_recursive_keeps_the_folders_inside(predict, photos):
-    found = pairs(predict.find_pictures(["photos"], True))
-    assert found[-1] == ("photos/more/a.png", "more/a.png") and len(found) == 3
-
-
-def test_patterns_files_and_repeated_names(predict, photos):
-    found = pairs(predict.find_pictures(["photos/*/a.png", "photos/b.png", "photos", "photos/more"], False))
-    assert found == [("photos/more/a.png", "a.png"), ("photos/b.png", "b.png"), ("photos/a.JPG", "a.JPG")]
-    (photos / "a.png").write_bytes((photos / "b.png").read_bytes())
-    found = pairs(predict.find_pictures(["photos/a.png", "photos/more/a.png"], False))
-    assert found == [("photos/a.png", "a.png"), ("photos/more/a.png", "a_2.png")]
-
-
-def test_a_name_with_brackets_is_a_file_and_not_a_pattern(predict, photos):
-    (photos / "b[1].png").write_bytes((photos / "b.png").read_bytes())
-    assert pairs(predict.find_pictures(["photos/b[1].png"], False)) == [("photos/b[1].png", "b[1].png")]
-
-
-def test_unwritable_formats_become_png(predict, photos):
-    (photos / "c.jp2").write_bytes(b"")
-    assert pairs(predict.find_pictures(["photos/c.jp2"], False)) == [("photos/c.jp2", "c.png")]
 
 
 def test_keys_are_told_from_paths(predict, photos):
@@ -158,12 +107,16 @@ def test_unreadable_picture_is_reported_and_the_others_are_done(predict, photos,
         (["--weights", "MODEL", "photos/*.tif"], "no file matches this pattern"),
         (["--weights", "MODEL", "empty"], "empty: no image files .*--recursive looks"),
         (["--weights", "MODEL", "photos", "--classes", "cat,dgo"], "--classes: 'dgo' is not one of cat, dog; did you"),
-        (["--weights", "MODEL", "photos", "--output", "photos"], "a.JPG is one of the pictures themselves"),
+        (["--weights", "MODEL", "photos", "--output", "photos"], "a.JPG is one of the inputs themselves"),
         (["--weights", "MODEL", "photos", "TEST.MAXDETS", "3"], "TEST.MAXDETS"),
         (["--weights", "MODEL", "photos", "--score", "nan"], "--score: nan is not between 0 and 1"),
         (["--weights", "MODEL", "photos", "--score", "40"], "--score: 40.0 is not between 0 and 1"),
         (["--weights", "MODEL", "DEVICE", "cpu"], "no picture is named"),
         (["--config", "gone.yaml", "photos"], "gone.yaml"),
+        (["--weights", "MODEL", "photos", "--frames", "0"], "--frames: 0 is not a number of frames"),
+        (["--weights", "MODEL", "photos", "--camera", "0"], "--camera: files are named as well"),
+        (["--weights", "MODEL", "--camera", "-1"], "--camera: -1 is not the number of a camera"),
+        (["--weights", "MODEL", "--camera", "77"], "camera 77: cannot be opened"),
     ],
 )
 def test_mistakes_are_named(predict, photos, checkpoint, arguments, message):
