@@ -93,10 +93,19 @@ def plan(args: argparse.Namespace, task: str) -> tuple[list[list[Job]], Settings
         jobs = [replace(job, variant=name, config=dump_config(cfg)) for name in (REFERENCE_NORM, *names)]
         return [[replace(job, task=each) for job in jobs] for each in MEMORY_FORMATS], settings
     jobs = [replace(job, variant=name, config=dump_config(of_variant(args, name))) for name in names]
+    if device == "cpu":
+        jobs = [each for job in jobs for each in with_allocator(job)]
     if task == "detect":
         pairs = [(job, folded) for job in jobs for folded in (False, True)]
         jobs = [replace(job, folded=folded) for job, folded in pairs if not (folded and job.variant in PEERS)]
     return [jobs], settings
+
+
+def with_allocator(job: Job) -> list[Job]:
+    """Return the job; for a peer, as its users have it and with the allocator setting that our tools make."""
+    if job.variant not in PEERS:
+        return [job]
+    return [replace(job, allocator=False), replace(job, label=" + allocator")]
 
 
 def check_numbers(args: argparse.Namespace) -> None:

@@ -16,7 +16,9 @@ from retinanet.data.video import VideoError, probe, quiet
 from retinanet.engine.checkpoint import read_checkpoint
 from retinanet.engine.detector import Detector, build_detector
 from retinanet.engine.evaluate import to_coco
+from retinanet.engine.machine import tune_process
 from retinanet.engine.results_file import ResultsFile
+from retinanet.engine.run import choose_device
 from retinanet.errors import UserError, nearest
 from retinanet.utils.background import in_background
 from retinanet.utils.draw import draw_detections
@@ -177,6 +179,7 @@ def load_detector(args: argparse.Namespace, opts: list[str]) -> tuple[Detector, 
         cfg = load_config_text(state["config"], f"the configuration in {args.weights}", opts)
     else:
         raise UserError("--weights FILE is missing, or --config FILE with MODEL.WEIGHTS")
+    tune_process(choose_device(cfg.DEVICE))
     return build_detector(cfg, args.weights, cfg.DEVICE, state), cfg.MODEL.BOX.CONVENTION == "detectron"
 
 

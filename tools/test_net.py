@@ -78,6 +78,7 @@ def score_model(args: argparse.Namespace) -> None:
     from retinanet.data.catalog import build_dataset
     from retinanet.data.loader import build_test_loader
     from retinanet.engine.evaluate import build_amp, evaluate
+    from retinanet.engine.machine import build_placed, tune_process
     from retinanet.engine.run import choose_device
     from retinanet.engine.trained import build_trained, check_classes
     from retinanet.modeling.build import build_postprocess
@@ -90,11 +91,12 @@ def score_model(args: argparse.Namespace) -> None:
         raise UserError(f"--output: is one folder, DATASETS.TEST names {len(cfg.DATASETS.TEST)} sets; leave it out")
     device = choose_device(cfg.DEVICE)
     distributed.start(device.type)
+    tune_process(device)
     datasets = [build_dataset(cfg, name) for name in cfg.DATASETS.TEST]
     trained = build_trained(cfg)
     for dataset in datasets:
         check_classes(trained, dataset)
-    model, postprocess = trained.model.to(device), build_postprocess(cfg)
+    model, postprocess = build_placed(cfg, trained.model, device), build_postprocess(cfg)
     for dataset in datasets:
         loader = build_test_loader(cfg, dataset, distributed.rank(), distributed.world_size())
         folder = Path(args.output or Path(cfg.OUTPUT_DIR) / "inference" / dataset.name)

@@ -16,6 +16,7 @@ from retinanet.data.reread import files_of, read_step
 from retinanet.engine.checkpoint import Checkpointer
 from retinanet.engine.evaluate import build_evaluation
 from retinanet.engine.failure import FailedStep, kept_failures
+from retinanet.engine.machine import build_device_warnings, tune_process
 from retinanet.engine.optim import build_schedule
 from retinanet.engine.prefetch import prefetched
 from retinanet.engine.progress import Progress
@@ -53,6 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     cfg, warnings = _cli.load(args)
     device = choose_device(cfg.DEVICE)
     distributed.start(device.type)
+    tuned = tune_process(device)
     check_device(cfg, device.type)
     warnings += check_world_size(cfg, distributed.world_size())
     checkpointer = open_run(cfg, args.resume)
@@ -65,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     log = get_logger()
     text, recipe = dump_config(cfg), batch_recipe(cfg)
     log.debug("configuration:\n%s", text)
-    for line in [*warnings, *recipe.reasons]:
+    for line in [*warnings, *build_device_warnings(cfg, device), *recipe.reasons, *tuned]:
         log.info("%s", line)
     set_seed(cfg.SEED, cfg.DETERMINISTIC)
     trainer = build_trainer(cfg, device, train_set.class_names, pretrained=not checkpointer.existing())

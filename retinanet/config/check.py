@@ -30,6 +30,8 @@ CHOICES = {
     "INPUT.RESIZE": ("cv2", "cv2_float", "pil", "torchvision"),
     "SOLVER.SCHEDULE": ("multistep", "cosine"),
     "SOLVER.AMP": ("off", "bf16", "fp16"),
+    "SOLVER.CHANNELS_LAST": ("auto", "True", "False"),
+    "TEST.AMP": ("auto", "off", "bf16", "fp16"),
     "TEST.EVALUATOR": ("numpy", "faster", "pycocotools"),
     **{f"MODEL.{part}.CONV": ("auto", "plain", "standardized", "centralized") for part in PARTS},
 }
@@ -98,8 +100,9 @@ def check_config(
 
 def check_device(cfg, device_type: str) -> None:
     """Raise `UserError` for what cannot be trained on "cuda" or "cpu"."""
-    if device_type == "cpu" and cfg.SOLVER.AMP == "fp16":
-        raise UserError("SOLVER.AMP: fp16 needs CUDA, this run is on the CPU; use bf16 or off")
+    for key in ("SOLVER.AMP", "TEST.AMP"):
+        if device_type == "cpu" and get_key(cfg, key) == "fp16":
+            raise UserError(f"{key}: fp16 needs CUDA, this run is on the CPU; use bf16 or off")
 
 
 def check_world_size(cfg, world_size: int) -> list[str]:

@@ -3,7 +3,7 @@
 A value is parsed after the type of its default, so that `1e-4`, `off` and `BN` mean what they say, in a file and on a
 command line alike:
 
-- True or False (any case) for a switch; nothing else, not even 0 or 1;
+- True or False (any case) for a switch; nothing else, not even 0 or 1; the same texts where "auto" is a third choice;
 - whole numbers for a whole number; whole numbers and decimals for a decimal;
 - any text for a text, `''` for none; `None` and `null` are refused, because every key has a value;
 - `(a, b)`, `[a, b]`, `a,b` or one lone value for a list; `()` for an empty one.
@@ -88,7 +88,8 @@ def _parse_scalar(value: str | list | None, default: bool | int | float | str):
     if not isinstance(value, str) or value == "None":
         raise ValueError
     if isinstance(default, str):
-        return value
+        third_choice = default == "auto" and value.lower() in ("true", "false")
+        return value.capitalize() if third_choice else value
     if isinstance(default, bool):
         if value.lower() not in ("true", "false"):
             raise ValueError

@@ -88,8 +88,8 @@ class ConvPerLevel(nn.Module):
     def prepare(self) -> None:
         """Nothing is shared between the levels."""
 
-    def forward(self, x: Tensor, level: int, prepared: None = None) -> Tensor:
-        return self.levels[level](x)
+    def forward(self, x: Tensor, level: int, prepared: None = None, residual=None, relu: bool = False) -> Tensor:
+        return self.levels[level](x, residual=residual, relu=relu)
 
 
 def _fold_conv(name: str, conv: Conv2d) -> tuple[nn.Module, Folded]:

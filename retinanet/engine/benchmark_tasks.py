@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from retinanet.deploy.fold import fold
 from retinanet.engine.evaluate import build_amp, detect
+from retinanet.engine.machine import build_placed
 from retinanet.engine.run import build_trainer
 from retinanet.engine.train import train_step
 from retinanet.layers.norm import make_norm
@@ -35,6 +36,8 @@ class Job:
     of `MEMORY_FORMATS`. config: YAML text of the whole configuration. size: (height, width) of the images, or of the
     map of a layer with `channels`. batch: images of a micro-batch. boxes: per image. scores: (anchor, class) pairs per
     image above `TEST.SCORE_THRESH` in detection. folded: detect with the norms folded, as with `TEST.FOLD`.
+    allocator: on a CPU, with glibc told to keep freed memory, as our tools do (`utils/cpu.py`). label: ends the name of
+    a variant that occurs several times.
     """
 
     variant: str
@@ -46,10 +49,12 @@ class Job:
     channels: int = 64
     scores: int = 2000
     folded: bool = False
+    allocator: bool = True
+    label: str = ""
 
     @property
     def name(self) -> str:
-        return f"{self.variant} folded" if self.folded else self.variant
+        return self.variant + (" folded" if self.folded else "") + self.label
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,7 @@ def build_detection(cfg, job: Job, batches: list[Batch]) -> Task:
     )
     if job.folded:
         model, _ = fold(model)
+    build_placed(cfg, model, device)
     steps, found = rotate(batches, 1), []
 
     def run() -> None:

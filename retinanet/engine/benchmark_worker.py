@@ -29,6 +29,7 @@ from retinanet.engine.benchmark_tasks import (
     make_batches,
     make_maps,
 )
+from retinanet.engine.machine import tune_process
 from retinanet.engine.run import choose_device, set_seed
 from retinanet.errors import UserError
 
@@ -74,9 +75,10 @@ class Worker:
         self.baseline = 0
 
     def build(self) -> dict:
-        """Make inputs and task; return what runs it: device, threads, capability of the CPU's kernels."""
+        """Make inputs and task; return what runs it: device, threads, capability of the CPU's kernels, settings."""
         cfg = load_config_text(self.job.config, "benchmark")
         self.device = choose_device(cfg.DEVICE)
+        tuned = tune_process(self.device) if self.job.allocator else []  # before the first tensor
         set_seed(cfg.SEED, cfg.DETERMINISTIC)
         if self.job.task in MEMORY_FORMATS:
             inputs, build = make_maps(self.job, self.device), build_layer
@@ -89,6 +91,7 @@ class Worker:
             "device": torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
             "threads": torch.get_num_threads(),
             "capability": torch.backends.cpu.get_cpu_capability(),
+            "tuned": "; ".join(tuned),
         }
 
     def warm_up(self, steps: int) -> None:

@@ -17,6 +17,7 @@ from retinanet.data.image import read_image
 from retinanet.data.loader import build_image_batcher
 from retinanet.engine.checkpoint import read_checkpoint
 from retinanet.engine.evaluate import Postprocess, build_amp, detect
+from retinanet.engine.machine import build_placed
 from retinanet.engine.run import choose_device
 from retinanet.engine.trained import build_trained
 from retinanet.errors import UserError, pick
@@ -135,7 +136,7 @@ def build_detector(cfg, weights: str | Path | None = None, device: str = "auto",
     trained = build_trained(cfg, weights, state)
     target = choose_device(device)
     return Detector(
-        trained.model,
+        build_placed(cfg, trained.model, target),
         build_image_batcher(cfg),
         build_postprocess(cfg),
         trained.classes,

@@ -31,8 +31,12 @@ _PAGE_SCORE = 0.3  # score from which boxes are drawn there while no threshold i
 
 
 def build_amp(cfg, device: torch.device) -> str:
-    """Return the precision of inference: `SOLVER.AMP` on a GPU; float32 on a CPU, where reduced precision is mostly
-    slower."""
+    """Return the precision of inference, off, bf16 or fp16, that `TEST.AMP` asks for on `device`.
+
+    "auto" is `SOLVER.AMP` on a GPU, and float32 on a CPU, where reduced precision is mostly slower.
+    """
+    if cfg.TEST.AMP != "auto":
+        return cfg.TEST.AMP
     return cfg.SOLVER.AMP if device.type == "cuda" else "off"
 
 

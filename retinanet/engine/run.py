@@ -14,6 +14,7 @@ from retinanet.data.coco import CocoDataset
 from retinanet.data.doctor import build_sources, errors, quick_check
 from retinanet.engine.checkpoint import Checkpointer
 from retinanet.engine.ema import model_ema
+from retinanet.engine.machine import build_memory_format
 from retinanet.engine.optim import build_optimizer
 from retinanet.engine.train import Trainer
 from retinanet.errors import UserError
@@ -112,6 +113,7 @@ def build_trainer(cfg, device: torch.device, class_names: list[str], pretrained:
     model = build_model(cfg)
     if cfg.MODEL.WEIGHTS and pretrained:
         build_weights(cfg, model, class_names)
+    model.set_memory_format(build_memory_format(cfg, device, training=True))
     model.to(device)
     net = distributed.data_parallel(model, device)
     if cfg.SOLVER.COMPILE:

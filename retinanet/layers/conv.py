@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retinanet.errors import UserError
+from retinanet.ops.conv import conv2d
 
 Prepared = tuple[Tensor, Tensor | None, nn.Module | None]  # weight, bias, remaining norm
 
@@ -43,6 +44,7 @@ class Conv2d(nn.Module):
         has_bias = norm is None if bias is None else bias
         self.bias = nn.Parameter(torch.zeros(out_channels)) if has_bias else None
         self.norm = norm
+        self.fused = False  # on CUDA, one cuDNN call for convolution, bias, addition and ReLU; see `fuse_epilogues`
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
 
     @property
@@ -71,17 +73,30 @@ class Conv2d(nn.Module):
         dtype = _autocast_dtype(weight.device.type)
         return (weight if dtype is None else weight.to(dtype)), bias, rest
 
-    def forward(self, x: Tensor, level: int | None = None, prepared: Prepared | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        level: int | None = None,
+        prepared: Prepared | None = None,
+        residual: Tensor | None = None,
+        relu: bool = False,
+    ) -> Tensor:
         """Return the normalized convolution of x (N, in, H, W) as (N, out, H', W'), in the memory format of x.
 
         level: position of x among the levels, for a norm that keeps statistics per level; None for every other.
         prepared: what `prepare` returned in this same step, to do that work once for several inputs.
+        residual: (N, out, H', W'), added after the norm. relu: whether a ReLU ends it; `ops/conv.py` puts both into
+        the convolution where that is one call.
         """
         weight, bias, rest = self.prepare() if prepared is None else prepared
-        x = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        geometry = (self.stride, self.padding, self.dilation, self.groups)
         if rest is None:
-            return x
-        return rest(x) if level is None else rest(x, level)
+            return conv2d(x, weight, bias, *geometry, residual, relu, self.fused)
+        x = conv2d(x, weight, bias, *geometry)
+        x = rest(x) if level is None else rest(x, level)
+        if residual is not None:
+            x = x.add_(residual)
+        return F.relu_(x) if relu else x
 
     def extra_repr(self) -> str:
         out_channels, in_channels, kernel_size, _ = self.weight.shape

@@ -42,9 +42,8 @@ def build_model(cfg) -> RetinaNet:
         model.HEAD.PRIOR_PROB,
         conv=build_conv(cfg, "HEAD"),
     )
-    return RetinaNet(
-        backbone, fpn, head, anchors, model.PIXEL_MEAN, model.PIXEL_STD, channels_last=cfg.SOLVER.CHANNELS_LAST
-    )
+    channels_last = cfg.SOLVER.CHANNELS_LAST == "True"  # "auto" is decided where the device is known
+    return RetinaNet(backbone, fpn, head, anchors, model.PIXEL_MEAN, model.PIXEL_STD, channels_last)
 
 
 def build_backbone(cfg) -> nn.Module:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retinanet.layers.conv import Conv2d
@@ -50,7 +49,7 @@ def _run(convs: list[Conv2d], features: list[Tensor]) -> list[Tensor]:
     outputs = []
     for level, x in enumerate(features):
         for conv, ready in zip(convs[:-1], prepared[:-1], strict=True):
-            x = F.relu_(conv(x, level if conv.takes_level else None, ready))
+            x = conv(x, level if conv.takes_level else None, ready, relu=True)
         outputs.append(convs[-1](x, None, prepared[-1]))
     return outputs
 

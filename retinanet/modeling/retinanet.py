@@ -31,8 +31,12 @@ class RetinaNet(nn.Module):
         # Settings, not weights: a checkpoint of the same weights may come with other settings.
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), persistent=False)
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.to(memory_format=self.memory_format)
+        self.set_memory_format(torch.channels_last if channels_last else torch.contiguous_format)
+
+    def set_memory_format(self, memory_format: torch.memory_format) -> None:
+        """Lay out weights and, from now on, activations in `memory_format`."""
+        self.memory_format = memory_format
+        self.to(memory_format=memory_format)
 
     def forward(self, images: Tensor) -> HeadOutputs:
         """Return the outputs for normalized images (N, 3, H, W), the same in training and in evaluation."""

@@ -22,7 +22,7 @@ def new_trainer(norm: str, amp: str = "off") -> Trainer:
     torch.manual_seed(0)
     cfg = small_cfg(
         *("MODEL.PIXEL_STD", [58.0, 58.0, 58.0], "MODEL.NORM_OPTIONS.BCN.GROUPS", 8, "NORMS", (norm, norm, norm)),
-        *("SOLVER.CHANNELS_LAST", amp != "off"),
+        *("SOLVER.CHANNELS_LAST", repr(str(amp != "off"))),
     )
     model = build_model(cfg)
     optimizer = build_optimizer(cfg, model)

@@ -80,7 +80,7 @@ def test_settings_are_not_weights():
 @pytest.mark.parametrize("given", [torch.contiguous_format, CHANNELS_LAST])
 @pytest.mark.parametrize("wanted", [torch.contiguous_format, CHANNELS_LAST])
 def test_normalized_images_are_zero_exactly_in_the_padding(dtype, given, wanted):
-    model = small_model("SOLVER.CHANNELS_LAST", wanted == CHANNELS_LAST)
+    model = small_model("SOLVER.CHANNELS_LAST", repr(str(wanted == CHANNELS_LAST)))
     images = torch.randint(0, 256, (3, 3, 8, 6), dtype=torch.uint8).to(dtype).contiguous(memory_format=given)
     sizes = torch.tensor([[8, 6], [5, 6], [1, 2]])
     normalized = model.normalize(images, sizes)

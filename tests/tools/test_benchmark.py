@@ -68,7 +68,7 @@ def test_training_report_has_times_ratios_memory_and_the_machine(tool, config, t
     assert set(written) == {"command", "machine", "settings", "results"}
     assert written["command"].startswith("python tools/benchmark.py --config")
     wanted = {"date", "cpu", "cores", "load", "load_after", "system", "python", "torch", "torchvision", "environment"}
-    assert set(written["machine"]) == wanted | {"device", "threads", "capability"}
+    assert set(written["machine"]) == wanted | {"device", "threads", "capability", "tuned"}
     settings = written["settings"]
     assert settings["size"] == [64, 64] and settings["batch"] == 1 and settings["num_classes"] == 80
     first, second = written["results"]
@@ -91,6 +91,7 @@ def test_norms_are_set_in_the_named_parts_alone(tool, config):
         ["BN", "GN", "GN"],
         ["BN", "", ""],
         ["BN", "", ""],
+        ["BN", "", ""],
     ]
     assert {cfg.SOLVER.IMS_PER_BATCH for cfg in found} == {4}  # MABN's window follows from it
 
@@ -107,9 +108,14 @@ def parsed(tool, *arguments):
     return seen[0]
 
 
-def test_detection_is_timed_plain_and_folded_and_the_peer_once(tool, config):
+def test_detection_is_timed_plain_and_folded_and_the_peer_with_both_allocators(tool, config):
     args = parsed(tool, "--config", config, "--norms", "BN,torchvision", "--detect")
-    assert [job.name for job in tool.plan(args, "detect")[0][0]] == ["BN", "BN folded", "torchvision"]
+    assert [job.name for job in tool.plan(args, "detect")[0][0]] == [
+        "BN",
+        "BN folded",
+        "torchvision",
+        "torchvision + allocator",
+    ]
 
 
 def test_detection_report_counts_detections(tool, config, tmp_path):

@@ -53,7 +53,7 @@ class ResNet(nn.Module):
         self.train()
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        x = F.max_pool2d(F.relu_(self.conv1(images)), 3, stride=2, padding=1)
+        x = F.max_pool2d(self.conv1(images, relu=True), 3, stride=2, padding=1)
         c2 = self.res2(x)
         c3 = self.res3(c2)
         c4 = self.res4(c3)
@@ -90,8 +90,8 @@ class Bottleneck(nn.Module):
         self.shortcut = _shortcut(conv, in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        residual = self.conv3(F.relu_(self.conv2(F.relu_(self.conv1(x)))))
-        return F.relu_(residual.add_(x if self.shortcut is None else self.shortcut(x)))
+        y = self.conv2(self.conv1(x, relu=True), relu=True)
+        return self.conv3(y, residual=x if self.shortcut is None else self.shortcut(x), relu=True)
 
 
 class BasicBlock(nn.Module):
@@ -104,8 +104,8 @@ class BasicBlock(nn.Module):
         self.shortcut = _shortcut(conv, in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        residual = self.conv2(F.relu_(self.conv1(x)))
-        return F.relu_(residual.add_(x if self.shortcut is None else self.shortcut(x)))
+        y = self.conv1(x, relu=True)
+        return self.conv2(y, residual=x if self.shortcut is None else self.shortcut(x), relu=True)
 
 
 def _shortcut(conv: Callable[..., nn.Module], in_channels: int, out_channels: int, stride: int) -> nn.Module | None:

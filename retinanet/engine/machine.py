@@ -1,0 +1,44 @@
+"""What a run chooses by the machine that it is on: allocator, precision, memory format. Tools log what was chosen."""
+
+import torch
+
+from retinanet.modeling.retinanet import RetinaNet
+from retinanet.utils.cpu import has_bf16, keep_freed_memory, prefers_channels_last
+
+
+def tune_process(device: torch.device) -> list[str]:
+    """Set what a process on this kind of device profits from; return a line for the log about each setting."""
+    return [keep_freed_memory()] if device.type == "cpu" else []
+
+
+def build_device_warnings(cfg, device: torch.device) -> list[str]:
+    """Return the warnings about settings that this machine runs, but slowly."""
+    if device.type != "cpu" or has_bf16():
+        return []
+    slow = [key for key, value in (("SOLVER.AMP", cfg.SOLVER.AMP), ("TEST.AMP", cfg.TEST.AMP)) if value == "bf16"]
+    return [
+        f"{key}: this CPU has neither AVX512_BF16 nor AMX, it emulates bf16 at a quarter of the speed of float32; "
+        "set it to off"
+        for key in slow
+    ]
+
+
+def build_memory_format(cfg, device: torch.device, training: bool) -> torch.memory_format:
+    """Return the memory format of `SOLVER.CHANNELS_LAST`; "auto" takes the faster one.
+
+    On CUDA that is NHWC wherever tensor cores run half precision, on a CPU as `prefers_channels_last` says.
+    """
+    asked = cfg.SOLVER.CHANNELS_LAST
+    if asked != "auto":
+        channels_last = asked == "True"
+    elif device.type == "cuda":
+        channels_last = cfg.SOLVER.AMP != "off"
+    else:
+        channels_last = prefers_channels_last(training)
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def build_placed(cfg, model: RetinaNet, device: torch.device) -> RetinaNet:
+    """Return `model` in evaluation mode on `device`, in the memory format in which it detects fastest there."""
+    model.set_memory_format(build_memory_format(cfg, device, training=False))
+    return model.to(device).eval()

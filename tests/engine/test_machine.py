@@ -1,0 +1,70 @@
+"""What a run chooses by its device: the memory format, warnings, and that a model is in the format that was chosen."""
+
+import pytest
+import torch
+from model_cases import small_cfg
+
+from retinanet.config.load import dump_config, load_config_text
+from retinanet.engine import machine
+from retinanet.engine.evaluate import build_amp
+from retinanet.engine.machine import build_device_warnings, build_memory_format, build_placed, tune_process
+from retinanet.modeling.build import build_model
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+NHWC, NCHW = torch.channels_last, torch.contiguous_format
+
+
+@pytest.mark.parametrize(
+    ("asked", "amp", "device", "training", "expected"),
+    [
+        ("True", "off", CUDA, True, NHWC),
+        ("False", "bf16", CUDA, True, NCHW),
+        ("auto", "bf16", CUDA, True, NHWC),
+        ("auto", "off", CUDA, True, NCHW),
+        ("auto", "off", CPU, False, NHWC),
+        ("auto", "off", CPU, True, NCHW),
+        ("True", "off", CPU, True, NHWC),
+    ],
+)
+def test_memory_format_follows_key_device_and_purpose(monkeypatch, asked, amp, device, training, expected):
+    monkeypatch.setattr(machine, "prefers_channels_last", lambda training: not training)  # as on AVX2
+    cfg = small_cfg("SOLVER.CHANNELS_LAST", repr(asked), "SOLVER.AMP", amp)
+    assert build_memory_format(cfg, device, training) == expected
+
+
+@pytest.mark.parametrize("text", ["true", "True", "auto", "False"])
+def test_old_and_new_texts_of_the_key_are_read(text):
+    cfg = load_config_text(f"SOLVER: {{CHANNELS_LAST: {text}}}", "test")
+    assert text.capitalize() == cfg.SOLVER.CHANNELS_LAST.capitalize()
+    assert load_config_text(dump_config(cfg), "test") == cfg
+
+
+def test_placed_model_detects_in_the_wanted_format():
+    model = build_placed(small_cfg("SOLVER.CHANNELS_LAST", "'True'"), build_model(small_cfg()), CPU)
+    assert not model.training
+    assert model.backbone.res2[0].conv1.weight.is_contiguous(memory_format=NHWC)
+    images = model.normalize(torch.zeros(1, 3, 64, 64, dtype=torch.uint8), torch.tensor([[64, 64]]))
+    assert images.is_contiguous(memory_format=NHWC)
+
+
+def test_emulated_bf16_is_warned_about(monkeypatch):
+    monkeypatch.setattr(machine, "has_bf16", lambda: False)
+    (line,) = build_device_warnings(small_cfg("SOLVER.AMP", "bf16"), CPU)
+    assert line.startswith("SOLVER.AMP: this CPU")
+    assert not build_device_warnings(small_cfg("SOLVER.AMP", "bf16"), CUDA)
+    monkeypatch.setattr(machine, "has_bf16", lambda: True)
+    assert not build_device_warnings(small_cfg("SOLVER.AMP", "bf16"), CPU)
+
+
+def test_allocator_is_set_for_cpus_alone(monkeypatch):
+    monkeypatch.setattr(machine, "keep_freed_memory", lambda: "kept")
+    assert tune_process(CPU) == ["kept"] and tune_process(CUDA) == []
+
+
+@pytest.mark.parametrize(
+    ("solver", "test", "device", "expected"),
+    [("bf16", "auto", CPU, "off"), ("bf16", "auto", CUDA, "bf16"), ("off", "bf16", CPU, "bf16"),
+     ("bf16", "off", CUDA, "off")],
+)  # fmt: skip
+def test_precision_of_detection(solver, test, device, expected):
+    assert build_amp(small_cfg("SOLVER.AMP", solver, "TEST.AMP", test), device) == expected
