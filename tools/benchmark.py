@@ -9,6 +9,7 @@ import _cli
 
 from retinanet.config.check import PARTS, check_config
 from retinanet.config.load import dump_config, load_config, load_config_text
+from retinanet.engine import benchmark_data, benchmark_scoring
 from retinanet.engine.benchmark import Settings, machine, measure
 from retinanet.engine.benchmark_peer import PEERS
 from retinanet.engine.benchmark_tasks import CONFIGURED, MEMORY_FORMATS, REFERENCE_NORM, Job
@@ -20,15 +21,29 @@ EXAMPLES = """  python tools/benchmark.py --config configs/retinanet_R50_bn_fpn.
   python tools/benchmark.py --config configs/retinanet_R50_gn.yaml --norms GN,BN --part HEAD --size 800 1344
   python tools/benchmark.py --config configs/torchvision/retinanet_resnet50_fpn.yaml --norms config,torchvision --detect
   python tools/benchmark.py --layer --norms BN,MABN,BCN --json layer.json
+  python tools/benchmark.py --data --images datasets/coco/val2017 --batch 16 --steps 10
+  python tools/benchmark.py --scoring --rounds 2
 
 --norms takes names of norms, set in --part; config, the configuration as it is; torchvision and torchvision_bn, its
 RetinaNet with frozen and with trained BN. Ratios refer to the first; a name given twice shows the noise. Weights are
 random, nothing is downloaded. OMP_NUM_THREADS sets the threads."""
 COCO_CLASSES = 80
-# task -> the default of --size, and of --steps on a CPU and on a GPU
-DEFAULTS = {"train": ((320, 320), 5, 20), "detect": ((320, 320), 5, 20), "layer": ((128, 128), 50, 200)}
+# task -> the default of --size, of --steps on a CPU and on a GPU, of --batch and of --scores
+DEFAULTS = {
+    "train": ((320, 320), 5, 20, 2, 2000),
+    "detect": ((320, 320), 5, 20, 2, 2000),
+    "layer": ((128, 128), 50, 200, 2, 2000),
+    "data": ((0, 0), 10, 10, 16, 0),
+    "scoring": ((0, 0), 1, 1, 5000, 100),  # COCO val2017 with all detections that its metrics look at
+}
+# tasks on one core, in this process: what measures them, and the variants
+HERE = {
+    "data": (benchmark_data.measure_data, benchmark_data.VARIANTS),
+    "scoring": (benchmark_scoring.measure_scoring, benchmark_scoring.VARIANTS),
+}
 WARM_UP = {"cpu": 2, "cuda": 10}
-FACTS = {"saved_mib": "saved for backward MiB", "detections_per_image": "detections per image", "last_loss": "loss"}
+FACTS = {"saved_mib": "saved for backward MiB", "detections_per_image": "detections per image", "last_loss": "loss",
+         "max_difference": "largest difference of a metric"}  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -38,24 +53,34 @@ def main(argv: list[str] | None = None) -> None:
     task = made.add_mutually_exclusive_group()
     task.add_argument("--detect", action="store_true", help="time detection, plain and with norms folded")
     task.add_argument("--layer", action="store_true", help="time one norm alone beside torch.nn.BatchNorm2d")
+    task.add_argument("--data", action="store_true", help="time reading and resizing images on one core, beside peers")
+    task.add_argument(
+        "--scoring", action="store_true", help="time COCO scoring of made-up detections beside pycocotools"
+    )
+    made.add_argument("--images", metavar="FOLDER", default="", help="with --data (default: the set of DATASETS.TRAIN)")
     made.add_argument("--rounds", type=int, metavar="N", default=3, help="turns of every variant (%(default)s)")
     made.add_argument("--steps", type=int, metavar="N", help="timed runs in a turn (5 on a CPU, 20 on a GPU)")
     made.add_argument("--warm-up", type=int, metavar="N", help="runs before the first turn (2 on a CPU, 10 on a GPU)")
     made.add_argument(
         "--size", type=int, nargs=2, metavar=("H", "W"), help="of the images (320 320), of the map (128 128)"
     )
-    made.add_argument("--batch", type=int, metavar="N", default=2, help="images of a micro-batch (%(default)s)")
+    made.add_argument(
+        "--batch", type=int, metavar="N", help="images of a micro-batch (2), a batch (16), a data set (5000)"
+    )
     made.add_argument("--boxes", type=int, metavar="N", default=7, help="boxes in an image (%(default)s)")
     made.add_argument("--channels", type=int, metavar="C", default=64, help="with --layer (%(default)s)")
-    made.add_argument("--scores", type=int, metavar="N", default=2000, help="scores above the threshold (%(default)s)")
+    made.add_argument(
+        "--scores", type=int, metavar="N", help="scores above the threshold (2000), detections of an image (100)"
+    )
     made.add_argument("--json", metavar="FILE", help="write everything measured")
     made.add_argument("--profile", metavar="FOLDER", help="also write a trace of each variant and print its kernels")
     args = _cli.parse(made, argv)
-    task = "layer" if args.layer else "detect" if args.detect else "train"
+    task = next((name for name in ("layer", "detect", *HERE) if getattr(args, name)), "train")
     groups, settings = plan(args, task)
     before, rows = machine(), []
     for jobs in groups:
-        rows += measure(jobs, settings, progress=lambda line: print(line, file=sys.stderr, flush=True))
+        run = HERE[task][0] if task in HERE else measure
+        rows += run(jobs, settings, progress=lambda line: print(line, file=sys.stderr, flush=True))
     command = " ".join(["python tools/benchmark.py", *(sys.argv[1:] if argv is None else argv)])
     found = {
         "command": command,
@@ -76,10 +101,12 @@ def main(argv: list[str] | None = None) -> None:
 
 def plan(args: argparse.Namespace, task: str) -> tuple[list[list[Job]], Settings]:
     """Return the jobs of each task, and how often they run; `UserError` for whatever can be known to be wrong."""
+    size, *steps, batch, scores = DEFAULTS[task]
+    args.batch = batch if args.batch is None else args.batch
+    args.scores = scores if args.scores is None else args.scores
     check_numbers(args)
     cfg = configuration(args, [])
-    device = choose_device(cfg.DEVICE).type
-    size, *steps = DEFAULTS[task]
+    device = "cpu" if task in HERE else choose_device(cfg.DEVICE).type
     settings = Settings(
         args.rounds,
         args.steps or steps[device == "cuda"],
@@ -87,6 +114,9 @@ def plan(args: argparse.Namespace, task: str) -> tuple[list[list[Job]], Settings
         args.profile or "",
     )
     job = Job("", task, "", tuple(args.size or size), args.batch, args.boxes, args.channels, args.scores)
+    if task in HERE:
+        job = replace(job, config=dump_config(cfg), source=args.images)
+        return [[replace(job, variant=name) for name in HERE[task][1]]], settings
     names = args.norms.split(",") if args.norms else [CONFIGURED] if task != "layer" else list(_cli.NORMS)
     if task == "layer":
         names = [pick(_cli.NORMS, name, "--norms") and name for name in names]
@@ -114,6 +144,8 @@ def check_numbers(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and min(value if name == "size" else [value]) < smallest:
             raise UserError(f"--{name.replace('_', '-')}: {value} has to be at least {smallest}")
+    if args.images and not Path(args.images).is_dir():
+        raise UserError(f"--images: the folder {args.images} does not exist")
     if args.json and Path(args.json).is_dir():
         raise UserError(f"--json: {args.json} is a folder; name a file")
 
@@ -130,7 +162,7 @@ def of_variant(args: argparse.Namespace, name: str):
 def configuration(args: argparse.Namespace, more: list[str]):
     """Return the checked configuration with the keys `more` and `--batch`; COCO's classes where the data decides."""
     opts = [*args.opts, "SOLVER.IMS_PER_BATCH", str(args.batch), *more]
-    if args.layer and not args.config:
+    if (args.layer or args.data or args.scoring) and not args.config:
         cfg = load_config_text("", "", opts)
     elif args.config:
         cfg = load_config(args.config, opts)
@@ -147,6 +179,10 @@ def configuration(args: argparse.Namespace, more: list[str]):
 def settings_of(job: Job, settings: Settings) -> dict:
     """Return what the figures depend on and a reader cannot see in them."""
     cfg = load_config_text(job.config, "")
+    if job.task in HERE:
+        sides = {"short_side": cfg.INPUT.MIN_SIZE_TEST, "long_side": cfg.INPUT.MAX_SIZE_TEST, "batch": job.batch}
+        kind = {"data": sides, "scoring": {"images": job.batch, "detections_per_image": job.scores}}
+        return kind[job.task] | {"rounds": settings.rounds, "steps": settings.steps}
     shape = {"size": list(job.size), "batch": job.batch}
     if job.task in MEMORY_FORMATS:
         shape["channels"] = job.channels

@@ -38,6 +38,7 @@ class Job:
     image above `TEST.SCORE_THRESH` in detection. folded: detect with the norms folded, as with `TEST.FOLD`.
     allocator: on a CPU, with glibc told to keep freed memory, as our tools do (`utils/cpu.py`). label: ends the name of
     a variant that occurs several times.
+    source: a folder of images for the task "data".
     """
 
     variant: str
@@ -51,6 +52,7 @@ class Job:
     folded: bool = False
     allocator: bool = True
     label: str = ""
+    source: str = ""
 
     @property
     def name(self) -> str:
