@@ -9,7 +9,7 @@ import os
 import signal
 from collections import Counter, defaultdict
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 CAMPAIGN = int(os.environ.get("FUZZ_EXAMPLES", "0"))
 COUNTS: dict[str, Counter] = defaultdict(Counter)  # kind of input -> outcome -> how often
@@ -23,6 +23,7 @@ def tried(examples: int):
         database=None,
         deadline=None,
         print_blob=True,
+        phases=[Phase.explicit, Phase.generate] + ([] if CAMPAIGN else [Phase.shrink]),
         suppress_health_check=list(HealthCheck),
     )
 

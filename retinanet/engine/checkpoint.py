@@ -9,9 +9,11 @@ record; `read_checkpoint` verifies all of them before it trusts a file.
 
 import logging
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from retinanet.errors import UserError
 from retinanet.utils.files import write_atomically
@@ -57,7 +59,43 @@ def read_checkpoint(path: str | Path) -> dict:
         raise UserError(f"{path}: an incomplete checkpoint, it lacks {', '.join(missing) or 'a version number'}")
     if state["version"] > VERSION:
         raise UserError(f"{path}: written by a newer release (version {state['version']}, known: {VERSION}); update")
+    for name, (kind, holds) in _CONTENTS.items():
+        if name in state and not holds(state[name]):
+            raise UserError(f"{path}: damaged, its {name!r} is not {kind}; use an older one")
     return state
+
+
+def _is_count(value) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _are_tensors(value) -> bool:
+    names = isinstance(value, dict) and all(isinstance(name, str) for name in value)
+    return names and all(isinstance(one, Tensor) and not one.is_complex() for one in value.values())
+
+
+def _are_classes(value) -> bool:
+    entries = isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
+    return entries and all(type(one.get("id")) is int and isinstance(one.get("name"), str) for one in value)
+
+
+def _are_metrics(value) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("threshold"), int | float | None)
+
+
+def _is_dict(value) -> bool:
+    return isinstance(value, dict)
+
+
+# entry -> what it is, its test: a file that another program wrote or changed must not end in the middle of a resume
+_CONTENTS: dict[str, tuple[str, Callable[[object], bool]]] = {
+    "iteration": ("a count", _is_count),
+    "config": ("a text", lambda value: isinstance(value, str)),
+    "classes": ('a list of {"id", "name"}', _are_classes),
+    "metrics": ("a dict of metrics", _are_metrics),
+    **dict.fromkeys(("model", "loss", "ema"), ("a dict of tensors", _are_tensors)),
+    **dict.fromkeys(("optimizer", "scaler", "random", "best"), ("a dict", _is_dict)),
+}
 
 
 class Checkpointer:

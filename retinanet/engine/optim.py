@@ -115,3 +115,17 @@ def build_schedule(cfg) -> Schedule:
         warmup_iters=recipe.warmup_iters,
         warmup_factor=cfg.SOLVER.WARMUP_FACTOR,
     )
+
+
+def check_momentum(optimizer: SGD) -> None:
+    """Raise `ValueError` when a loaded state has the momentum of some parameters alone, or of another shape.
+
+    PyTorch checks neither. No momentum at all is that of a run without (`SOLVER.MOMENTUM` 0).
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    found = [optimizer.state.get(parameter, {}).get("momentum_buffer") for parameter in parameters]
+    if all(one is None for one in found):
+        return
+    for parameter, one in zip(parameters, found, strict=True):
+        if not isinstance(one, torch.Tensor) or one.shape != parameter.shape or one.dtype != parameter.dtype:
+            raise ValueError(f"the momentum of a parameter of shape {tuple(parameter.shape)} is missing or another's")

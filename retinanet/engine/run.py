@@ -140,7 +140,7 @@ def resume(trainer: Trainer, checkpointer: Checkpointer, cfg) -> dict | None:
     if found is None:
         return None
     path, state = found
-    changed = config_changes(yaml.safe_load(state["config"]), yaml.safe_load(cfg.dump()))
+    changed = config_changes(stored_config(path, state), yaml.safe_load(cfg.dump()))
     for key, (old, new) in changed.items():
         if key.startswith("MODEL.") and key not in ("MODEL.WEIGHTS", "MODEL.ALLOW_MISSING_WEIGHTS"):
             raise UserError(
@@ -148,9 +148,27 @@ def resume(trainer: Trainer, checkpointer: Checkpointer, cfg) -> dict | None:
                 "a new run in another OUTPUT_DIR with MODEL.WEIGHTS set to this file"
             )
         _log.info("resume: %s changes from %r to %r", key, old, new)
-    trainer.load_state(state)
+    try:
+        trainer.load_state(state)
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+        found = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(
+            f"{path}: what it holds does not fit this run ({found}); resume with the release that wrote it, or start a "
+            "new run in another OUTPUT_DIR with MODEL.WEIGHTS set to this file"
+        ) from error
     _log.info("resumed from %s at iteration %d", path, trainer.iteration)
     return state
+
+
+def stored_config(path: Path, state: dict) -> dict:
+    """Return the configuration in a checkpoint as nested dicts, whichever release wrote it."""
+    try:
+        stored = yaml.safe_load(state["config"])
+    except yaml.YAMLError:
+        stored = None
+    if not isinstance(stored, dict):
+        raise UserError(f"{path}: damaged, its 'config' is not YAML with keys; use an older one")
+    return stored
 
 
 def config_changes(old: dict, new: dict, prefix: str = "") -> dict[str, tuple]:

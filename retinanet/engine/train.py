@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from retinanet.engine.checkpoint import Checkpointer
 from retinanet.engine.evaluate import autocast
 from retinanet.engine.failure import StepGuard
-from retinanet.engine.optim import Schedule, set_lr
+from retinanet.engine.optim import Schedule, check_momentum, set_lr
 from retinanet.engine.process_state import (
     averaged_statistics,
     gather_processes,
@@ -86,6 +86,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         for group, own in zip(self.optimizer.param_groups, options, strict=True):
             group.update(own)  # weight decay and momentum are the configuration's, which may have changed
+        check_momentum(self.optimizer)
         self.loss.load_state_dict(state["loss"])
         if self.scaler and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])

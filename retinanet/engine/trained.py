@@ -98,6 +98,9 @@ def evaluated_weights(state: dict) -> dict[str, Tensor]:
 
 def load_state(model: RetinaNet, weights: dict[str, Tensor], source: str | Path) -> None:
     """Load all `weights`; `UserError` that lists what does not fit, when another configuration trained them."""
+    for name, value in weights.items():
+        if not value.isfinite().all():
+            raise UserError(f"{source}: {name} has values that are not finite; use an older checkpoint")
     try:
         model.load_state_dict(weights)  # norms may accept other shapes: MABN's window depends on the batch
     except RuntimeError as error:
