@@ -26,6 +26,7 @@ from retinanet.engine.run import (
     choose_device,
     class_list,
     examine_data,
+    hyperparameters,
     output_folder,
     resolve_num_classes,
     resume,
@@ -76,6 +77,8 @@ def main(argv: list[str] | None = None) -> None:
         write_atomically(folder / "config.yaml", lambda file: file.write(text.encode()))
 
     writer = MetricsWriter(folder, trainer.iteration, state.get("log_lines")) if distributed.is_main() else None
+    if writer is not None:
+        writer.hyperparameters(hyperparameters(cfg), ["AP", "AP50", "loss"])
     schedule, scaled = build_schedule(cfg), trainer.scaler is not None
     progress = Progress(writer, schedule.max_iter, device, trainer.iteration, state.get("log_window"), scaled)
     loader = build_train_loader(

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from retinanet.data.coco import CocoDataset
 from retinanet.data.loader import build_test_loader
-from retinanet.engine.coco_json import write_json
-from retinanet.engine.coco_metrics import coco_metrics, format_metrics
+from retinanet.engine.coco_json import ground_truth, write_json
+from retinanet.engine.coco_json import results as as_arrays
+from retinanet.engine.coco_metrics import coco_metrics, format_metrics, unique_names
+from retinanet.engine.operating_point import counts_by_threshold
 from retinanet.engine.prefetch import prefetched
 from retinanet.modeling.build import build_postprocess
 from retinanet.modeling.retinanet import RetinaNet
@@ -27,6 +29,7 @@ Progress = Callable[[Iterable], Iterable]  # such as `tqdm.tqdm`
 _log = logging.getLogger(__name__)
 _DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _PAGE_IMAGES = 6  # pictures on the page that an evaluation adds to TensorBoard
+_CURVES = 20  # classes up to which each has a precision-recall curve there
 _PAGE_SCORE = 0.3  # score from which boxes are drawn there while no threshold is known yet
 
 
@@ -180,7 +183,7 @@ def build_evaluation(
     """Return what evaluates a model on all `datasets`: (model, iteration) -> metrics, or None once `stop()` is true.
 
     The metrics are those of the first data set, and "NAME/AP" and so on of the others. Files go to
-    `folder`/inference/NAME, tables to the log, and a page of pictures, ground truth beside detections, to `writer`.
+    `folder`/inference/NAME, tables to the log, pictures and curves (see `show`) to `writer`.
     """
     postprocess, amp = build_postprocess(cfg), build_amp(cfg, device)
     loaders = [build_test_loader(cfg, dataset, distributed.rank(), distributed.world_size()) for dataset in datasets]
@@ -198,12 +201,25 @@ def build_evaluation(
             metrics, results = found
             _log.info("%s at iteration %d:\n%s", dataset.name, iteration, format_metrics(metrics))
             if writer is not None:
-                page = picture_page(dataset, results, metrics["threshold"])
-                writer.image(iteration, f"detections/{dataset.name}", np.ascontiguousarray(page[..., ::-1]))
+                show(writer, iteration, dataset, results, metrics["threshold"])
             combined |= {f"{dataset.name}/{key}": value for key, value in metrics.items()} if combined else metrics
         return combined
 
     return run
+
+
+def show(
+    writer: MetricsWriter, iteration: int, dataset: CocoDataset, rows: list[dict], threshold: float | None
+) -> None:
+    """Add to TensorBoard pictures, ground truth beside detections, and precision-recall curves: of all classes
+    together, and of each where they are few."""
+    page = picture_page(dataset, rows, threshold)
+    writer.image(iteration, f"detections/{dataset.name}", np.ascontiguousarray(page[..., ::-1]))
+    truth = ground_truth(dataset.annotations_file)
+    together, *classes = counts_by_threshold(truth, as_arrays(rows, truth))
+    writer.precision_recall(iteration, f"{dataset.name}/all classes", together)
+    for name, counts in zip(unique_names(truth), classes if len(classes) <= _CURVES else [], strict=False):
+        writer.precision_recall(iteration, f"{dataset.name}/{name}", counts)
 
 
 def picture_page(dataset: CocoDataset, results: list[dict], threshold: float | None) -> np.ndarray:

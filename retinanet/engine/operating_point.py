@@ -9,6 +9,8 @@ import numpy as np
 from retinanet.engine.coco_json import GroundTruth, Results
 from retinanet.engine.matching import FALSE, IGNORED, TRUE, ignored_boxes, match
 
+THRESHOLDS = 127  # the most that TensorBoard's precision-recall curves hold
+
 
 def operating_point(truth: GroundTruth, found: Results) -> dict:
     """Return `threshold` (score, kept when >= it), `precision`, `recall` and `f1` in percent over all classes together.
@@ -56,6 +58,20 @@ def curves(truth: GroundTruth, found: Results) -> list[dict[str, np.ndarray]]:
         rates = {"precision": true / (true + false), "recall": true / max(num_boxes, 1)}
         rates["f1"] = 2 * true / (true + false + num_boxes)
         parts.append({"threshold": thresholds, **{name: 100 * rate for name, rate in rates.items()}})
+    return parts
+
+
+def counts_by_threshold(truth: GroundTruth, found: Results, num: int = THRESHOLDS) -> list[dict[str, np.ndarray]]:
+    """Return `true`, `false` and `missed` (num,) int64 at `num` thresholds evenly from 0 to 1: all classes together
+    first, then every class."""
+    outcome, counted, at = match(truth, found).outcome, ~ignored_boxes(truth), np.linspace(0, 1, num)
+    parts = []
+    for label in [None, *range(len(truth.names))]:
+        chosen = np.full(len(outcome), True) if label is None else found.labels == label
+        num_boxes = int((counted if label is None else counted & (truth.labels == label)).sum())
+        scores = [np.sort(found.scores[chosen & (outcome == kind)]) for kind in (TRUE, FALSE)]
+        true, false = (len(values) - np.searchsorted(values, at, side="left") for values in scores)
+        parts.append({"true": true, "false": false, "missed": num_boxes - true})
     return parts
 
 

@@ -49,7 +49,7 @@ def report_page(
     detections: Path | str | list,
     metrics: dict,
     images: Path | None = None,
-    evaluator: str = "faster",
+    evaluator: str = "numpy",
     facts: dict[str, str] | None = None,
 ) -> Page:
     """Return the page about `detections` of the data set `name`, whose `coco_metrics` are `metrics`.

@@ -23,6 +23,12 @@ from retinanet.utils import distributed
 from retinanet.weights.load import build_weights
 
 _log = logging.getLogger(__name__)
+_TOLD = (  # of a hundred keys those that people compare runs by
+    *(f"MODEL.{key}" for key in ("WEIGHTS", "BACKBONE.NAME", "BACKBONE.NORM", "FPN.NORM", "HEAD.NORM", "LOSS.BOX")),
+    *(f"SOLVER.{key}" for key in ("IMS_PER_BATCH", "BASE_LR", "MAX_ITER", "SCHEDULE", "WEIGHT_DECAY", "AMP")),
+    *(f"SOLVER.{key}" for key in ("ACCUMULATE", "EMA_DECAY", "CLIP_GRAD_NORM")),
+    *("DATASETS.TRAIN", "INPUT.MIN_SIZE_TRAIN", "INPUT.MAX_SIZE_TRAIN", "SEED"),
+)
 
 
 def choose_device(name: str) -> torch.device:
@@ -106,6 +112,17 @@ def class_list(dataset: CocoDataset) -> list[dict]:
     """Return the "classes" of a checkpoint: {"id", "name"} in the order of the labels."""
     ids = [int(i) for i in dataset.category_ids]
     return [{"id": i, "name": name} for i, name in zip(ids, dataset.class_names, strict=True)]
+
+
+def hyperparameters(cfg) -> dict[str, str | int | float]:
+    """Return the keys that runs are told apart by, in TensorBoard's table of runs; lists and flags become texts."""
+    values = {}
+    for key in _TOLD:
+        value = cfg
+        for name in key.split("."):
+            value = value[name]
+        values[key] = value if type(value) in (int, float) else str(value)
+    return values
 
 
 def build_trainer(cfg, device: torch.device, class_names: list[str], pretrained: bool = True) -> Trainer:

@@ -7,11 +7,21 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from retinanet.utils.files import not_written, write_atomically, writing
 
 _log = logging.getLogger(__name__)
+# the charts of TensorBoard's "custom scalars": what belongs together in one picture
+_CHARTS = {
+    "training": {
+        "losses": ["Multiline", ["^loss$", "^loss_cls$", "^loss_box$"]],
+        "share of the time spent on waiting for data": ["Multiline", ["^data_wait$"]],
+        "images per second": ["Multiline", ["^images_per_s$"]],
+    },
+    "evaluation": {"AP": ["Multiline", ["^AP$", "^AP50$", "^AP75$"]]},
+}
 _FORMAT = logging.Formatter("%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S")
 
 
@@ -74,18 +84,24 @@ class MetricsWriter:
 
     def __init__(self, folder: Path, iteration: int = 0, lines: int | None = None, tensorboard: bool = True):
         self.path = Path(folder) / "metrics.jsonl"
-        kept = [line for line in self._whole_lines() if json.loads(line)["iteration"] <= iteration][:lines]
-        kept = kept if iteration else []
+        found = [(json.loads(line)["iteration"], line) for line in self._whole_lines()] if iteration else []
+        kept = [line for at, line in found if at <= iteration][:lines]
         write_atomically(self.path, lambda file: file.write("".join(kept).encode()))
         self.lines = len(kept)
-        self._events = None
+        self._events = self._end = None
         with writing(self.path):
             self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115  closed by close()
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            with writing(Path(folder) / "events.out.tfevents"):
-                self._events = SummaryWriter(str(folder), purge_step=iteration + 1 if iteration else None)
+            # an evaluation of this very iteration that runs again; what else there is of it is written again
+            again = sum(at <= iteration for at, _ in found) > len(kept)
+            with self._to_events():
+                self._events = SummaryWriter(str(folder), purge_step=iteration + (not again))
+                for line in (json.loads(line) for line in kept if again):
+                    if line.pop("iteration") == iteration:
+                        self._add_scalars(iteration, line)
+                self._events.add_custom_scalars(_CHARTS)
 
     def _whole_lines(self) -> list[str]:
         """Return the complete lines; a killed process or a full disk may have left half a line at the end."""
@@ -110,19 +126,51 @@ class MetricsWriter:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self.lines += 1
         if self._events is not None:
-            with writing(self.path.with_name("events.out.tfevents")):
-                for name, value in values.items():
-                    if isinstance(value, (int, float)):
-                        self._events.add_scalar(name, value, iteration)
+            with self._to_events():
+                self._add_scalars(iteration, values)
+
+    def _to_events(self):
+        return writing(self.path.with_name("events.out.tfevents"))
+
+    def _add_scalars(self, iteration: int, values: dict) -> None:
+        for name, value in values.items():
+            if isinstance(value, (int, float)):
+                self._events.add_scalar(name, value, iteration)
+
+    def hyperparameters(self, values: dict[str, str | int | float], metrics: list[str]) -> None:
+        """Tell TensorBoard what the run was made of, and which scalars its table of runs shows beside that."""
+        if self._events is None:
+            return
+        from torch.utils.tensorboard.summary import hparams
+
+        experiment, start, self._end = hparams(values, dict.fromkeys(metrics, 0.0))
+        with self._to_events():
+            for summary in (experiment, start):  # the end is told by close(): until then the run goes on
+                self._events.file_writer.add_summary(summary)
+
+    def precision_recall(self, iteration: int, name: str, counts: dict) -> None:
+        """Add a precision-recall curve to TensorBoard: `true`, `false` and `missed`, each (T,), at T thresholds evenly
+        from 0 to 1."""
+        if self._events is None:
+            return
+        true, false, missed = (counts[key].astype(float) for key in ("true", "false", "missed"))
+        precision = np.divide(true, true + false, out=np.ones_like(true), where=true + false > 0)
+        recall = np.divide(true, true + missed, out=np.zeros_like(true), where=true + missed > 0)
+        with self._to_events():
+            self._events.add_pr_curve_raw(
+                name, true, false, np.zeros_like(true), missed, precision, recall, iteration, len(true)
+            )
 
     def image(self, iteration: int, name: str, picture) -> None:
         """Add `picture (H, W, 3) uint8 RGB` to TensorBoard."""
         if self._events is not None:
-            with writing(self.path.with_name("events.out.tfevents")):
+            with self._to_events():
                 self._events.add_image(name, picture, iteration, dataformats="HWC")
 
     def close(self) -> None:
         self._file.close()
         if self._events is not None:
-            with writing(self.path.with_name("events.out.tfevents")):
+            with self._to_events():
+                if self._end is not None:
+                    self._events.file_writer.add_summary(self._end)
                 self._events.close()

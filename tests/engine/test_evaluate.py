@@ -161,14 +161,19 @@ def test_evaluation_of_two_sets_reports_the_first_and_prefixes_the_second(tmp_pa
     first, second = Pictures(tmp_path), Pictures(tmp_path)
     second.name = "more"
     cfg = SimpleNamespace(TEST=SimpleNamespace(EVALUATOR="pycocotools"), SOLVER=SimpleNamespace(AMP="fp16"))
-    pages = []
-    writer = SimpleNamespace(image=lambda iteration, name, picture: pages.append((iteration, name, picture)))
+    pages, curves = [], []
+    writer = SimpleNamespace(
+        image=lambda iteration, name, picture: pages.append((iteration, name, picture)),
+        precision_recall=lambda iteration, name, counts: curves.append((iteration, name, counts)),
+    )
     run = evaluation.build_evaluation(cfg, [first, second], CPU, tmp_path, writer)
     metrics = run(Echo(), 7)
     assert metrics["AP"] == metrics["more/AP"] == pytest.approx(50) and "pictures/AP" not in metrics
     assert (tmp_path / "inference/more/metrics.json").is_file()
     assert [page[:2] for page in pages] == [(7, "detections/pictures"), (7, "detections/more")]
     assert all(page[2].dtype == np.uint8 and page[2].shape[2] == 3 for page in pages)
+    assert [curve[:2] for curve in curves[:3]] == [(7, f"pictures/{name}") for name in ("all classes", "cat", "dog")]
+    assert curves[0][2]["true"][0] == 1 and curves[0][2]["missed"][0] == 1 and len(curves) == 6
 
 
 def test_page_shows_ground_truth_beside_detections_above_the_threshold(tmp_path):

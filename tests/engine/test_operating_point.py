@@ -5,7 +5,7 @@ import pytest
 from simulated_detections import coco_json, detection
 
 from retinanet.engine.coco_json import ground_truth, results
-from retinanet.engine.operating_point import curves, operating_point
+from retinanet.engine.operating_point import counts_by_threshold, curves, operating_point
 
 NAMES = {1: "cat", 2: "dog"}
 
@@ -63,3 +63,17 @@ def test_undefined_rates_are_none():
     assert (empty["threshold"], empty["recall"], empty["f1"]) == (None, None, None)
     wrong = point(annotations, [detection(1, 1, [50, 50, 1, 1], 0.5)])
     assert (wrong["threshold"], wrong["recall"], wrong["f1"]) == (None, 0, 0)
+
+
+def test_counts_at_even_thresholds_by_hand():
+    """Scores 0.9 right, 0.5 wrong; two boxes. Thresholds 0, 0.5 and 1; a score equal to the threshold is kept."""
+    annotations = coco_json({1: [(1, 0, 0, 10, 10), (1, 40, 40, 10, 10)]}, NAMES)
+    rows = [detection(1, 1, [0, 0, 10, 10], 0.9), detection(1, 2, [0, 0, 10, 10], 0.5)]
+    truth = ground_truth(annotations)
+    together, cat, dog = counts_by_threshold(truth, results(rows, truth), num=3)
+    assert {key: value.tolist() for key, value in together.items()} == {
+        "true": [1, 1, 0],
+        "false": [1, 1, 0],
+        "missed": [1, 1, 2],
+    }
+    assert cat["false"].tolist() == [0, 0, 0] and dog["missed"].tolist() == [0, 0, 0]

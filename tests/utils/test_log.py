@@ -26,14 +26,3 @@ def test_a_new_run_starts_an_empty_file(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"iteration": 1}\n')
     MetricsWriter(tmp_path, tensorboard=False).close()
     assert lines(tmp_path) == []
-
-
-def test_scalars_reach_tensorboard(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    writer = MetricsWriter(tmp_path)
-    writer.write(5, {"loss": 0.5, "per_class": {"a": 1.0}})
-    writer.close()
-    events = EventAccumulator(str(tmp_path)).Reload()
-    assert events.Tags()["scalars"] == ["loss"]
-    assert (events.Scalars("loss")[0].step, events.Scalars("loss")[0].value) == (5, 0.5)
