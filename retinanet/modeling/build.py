@@ -28,12 +28,7 @@ def build_model(cfg) -> RetinaNet:
         raise UserError(f"MODEL.NUM_CLASSES: {model.NUM_CLASSES} is too few; set it to the classes of the data set")
     backbone = build_backbone(cfg)
     fpn = FPN(backbone.out_channels, model.FPN.CHANNELS, model.FPN.P6_FROM, conv=build_conv(cfg, "FPN"))
-    anchors = AnchorGenerator(
-        model.ANCHORS.SCALE,
-        model.ANCHORS.SCALES_PER_OCTAVE,
-        model.ANCHORS.ASPECT_RATIOS,
-        model.ANCHORS.CONVENTION,
-    )
+    anchors = build_anchors(cfg)
     head = Head(
         model.FPN.CHANNELS,
         anchors.num_anchors,
@@ -44,6 +39,12 @@ def build_model(cfg) -> RetinaNet:
     )
     channels_last = cfg.SOLVER.CHANNELS_LAST == "True"  # "auto" is decided where the device is known
     return RetinaNet(backbone, fpn, head, anchors, model.PIXEL_MEAN, model.PIXEL_STD, channels_last)
+
+
+def build_anchors(cfg) -> AnchorGenerator:
+    """Return what makes the anchors of an input size."""
+    anchors = cfg.MODEL.ANCHORS
+    return AnchorGenerator(anchors.SCALE, anchors.SCALES_PER_OCTAVE, anchors.ASPECT_RATIOS, anchors.CONVENTION)
 
 
 def build_backbone(cfg) -> nn.Module:

@@ -64,8 +64,7 @@ def draw_detections(
     assert image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8, (image.shape, image.dtype)
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     assert len(labels) == len(boxes) and np.isfinite(boxes).all(), (boxes.shape, len(labels))
-    factor = max(1, math.ceil(min_side / min(image.shape[:2])))
-    canvas = np.array(image.repeat(factor, 0).repeat(factor, 1), order="C")
+    canvas, factor = _enlarged(image, min_side)
     height, width = canvas.shape[:2]
     corners = _pixels(boxes * factor, width, height)
     order = np.arange(len(boxes)) if scores is None else np.argsort(np.asarray(scores, dtype=np.float64), kind="stable")
@@ -84,6 +83,28 @@ def draw_detections(
     for label, place in reversed(placed):  # ... and are painted last
         _paint(canvas, label, place)
     return canvas
+
+
+def draw_boxes(
+    image: np.ndarray, boxes: np.ndarray, colours: Sequence[tuple[int, int, int]], width: int = 1, min_side: int = 0
+) -> np.ndarray:
+    """Return a copy of `image (H, W, 3) uint8 BGR` with bare boxes (D, 4) xyxy, the last on top.
+
+    colours: BGR, of each box. width: of the lines, in pixels. The rest as in `draw_detections`.
+    """
+    assert len(boxes) == len(colours), (len(boxes), len(colours))
+    canvas, factor = _enlarged(image, min_side)
+    corners = _pixels(np.asarray(boxes, dtype=np.float64).reshape(-1, 4) * factor, canvas.shape[1], canvas.shape[0])
+    for corner, colour in zip(corners, colours, strict=True):
+        if corner is not None:
+            cv2.rectangle(canvas, tuple(corner[:2]), tuple(corner[2:]), colour, width)
+    return canvas
+
+
+def _enlarged(image: np.ndarray, min_side: int) -> tuple[np.ndarray, int]:
+    """Return a copy of `image` whose short side is `min_side` or more, and the whole factor that it grew by."""
+    factor = max(1, math.ceil(min_side / min(image.shape[:2])))
+    return np.array(image.repeat(factor, 0).repeat(factor, 1), order="C"), factor
 
 
 def _pixels(boxes: np.ndarray, width: int, height: int) -> list[list[int] | None]:
