@@ -16,6 +16,7 @@ from retinanet.config.load import load_config  # noqa: E402
 from retinanet.errors import UserError  # noqa: E402
 from retinanet.layers.norm import NORMS  # noqa: E402
 from retinanet.modeling.backbone import BACKBONES  # noqa: E402
+from retinanet.utils import distributed  # noqa: E402
 
 
 def parser(description: str, examples: str, config: bool = True) -> argparse.ArgumentParser:
@@ -48,9 +49,10 @@ def load(args: argparse.Namespace, training: bool = True):
 def run(main) -> None:
     """Run `main` and end the process: 0 on success, 2 and one message for a mistake of the user, 1 otherwise."""
     try:
-        main()
+        distributed.reported(main)()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        rank = distributed.rank()
+        print(f"error: {error}" if rank == 0 else f"error in process {rank}: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

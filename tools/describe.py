@@ -1,14 +1,18 @@
-"""Print every norm of a configured model, and what the model costs: parameters, FLOPs, memory for activations."""
+"""Print every norm of a configured model and what the model costs (parameters, FLOPs, memory for activations), or what
+a checkpoint holds and where it comes from."""
 
 import _cli
 import torch
 
 from retinanet.deploy.describe import Cost, NormRow, costs, norm_rows
+from retinanet.engine.checkpoint import read_checkpoint
+from retinanet.engine.provenance import describe_checkpoint
 from retinanet.errors import UserError
 from retinanet.modeling.build import build_model
 
 EXAMPLES = """  python tools/describe.py --config configs/retinanet_R50_mabn_fpn.yaml
-  python tools/describe.py --config configs/retinanet_R50_gn.yaml --size 800 1344 --batch 2 MODEL.HEAD.NORM GN"""
+  python tools/describe.py --config configs/retinanet_R50_gn.yaml --size 800 1344 --batch 2 MODEL.HEAD.NORM GN
+  python tools/describe.py --checkpoint output/demo/best.pth"""
 COCO_CLASSES = 80
 HEADER = ("after", "norm", "conv", "statistics", "affine", "parameters", "buffers", "folds")
 
@@ -17,7 +21,13 @@ def main() -> None:
     parser = _cli.parser(__doc__, EXAMPLES)
     parser.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), default=(800, 1344), help="padded image")
     parser.add_argument("--batch", type=int, metavar="N", default=1, help="images of a step in one process")
+    parser.add_argument("--checkpoint", metavar="FILE", help="describe this file instead")
+    parser.add_argument("--show-config", action="store_true", help="with --checkpoint: print its configuration as well")
     args = _cli.parse(parser)
+    if args.checkpoint:
+        state = read_checkpoint(args.checkpoint)
+        print(describe_checkpoint(state) + (f"\n\n{state['config']}" if args.show_config else ""))
+        return
     if min(*args.size, args.batch) < 1:
         raise UserError(f"--size {args.size[0]} {args.size[1]} --batch {args.batch}: all three must be at least 1")
     cfg, warnings = _cli.load(args, training=False)

@@ -20,6 +20,7 @@ from retinanet.engine.machine import build_device_warnings, tune_process
 from retinanet.engine.optim import build_schedule
 from retinanet.engine.prefetch import prefetched
 from retinanet.engine.progress import Progress
+from retinanet.engine.provenance import command_line, provenance
 from retinanet.engine.run import (
     build_datasets,
     build_trainer,
@@ -84,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
     loader = build_train_loader(
         cfg, train_set, trainer.iteration * cfg.SOLVER.ACCUMULATE, distributed.rank(), distributed.world_size()
     )
-    describe = {"config": text, "classes": class_list(train_set)}
+    describe = {"config": text, "classes": class_list(train_set), "provenance": provenance(command_line(argv))}
     keep = FailedStep(partial(read_step, loader), partial(files_of, loader), folder, describe, _replay.command)
     failures = kept_failures(trainer.model, trainer.loss, trainer.guard, keep)
     # closed, the bar leaves a message its own line
@@ -116,6 +117,8 @@ def open_run(cfg, resuming: bool) -> Checkpointer:
         raise UserError(
             f"OUTPUT_DIR: {checkpointer.folder} holds a run already; add --resume to go on, or choose another folder"
         )
+    if distributed.is_main():
+        checkpointer.remove_partial()
     return checkpointer
 
 

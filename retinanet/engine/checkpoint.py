@@ -124,6 +124,11 @@ class Checkpointer:
         write_checkpoint(self.folder / "best.pth", state)
         return self.folder / "best.pth"
 
+    def remove_partial(self) -> None:
+        """Remove what killed processes left unfinished; only while no other process writes to the folder."""
+        for left in self.folder.rglob(".*.partial"):
+            left.unlink(missing_ok=True)
+
     def existing(self) -> list[Path]:
         """Return the checkpoints of the folder, newest first."""
         return sorted(self.folder.glob("checkpoint_*.pth"), reverse=True)

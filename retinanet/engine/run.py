@@ -45,7 +45,10 @@ def set_seed(seed: int, deterministic: bool) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(deterministic)
+    if deterministic:  # cuBLAS reads it when it starts, and PyTorch insists on it
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if deterministic != torch.are_deterministic_algorithms_enabled():  # the call imports the compiler, seconds
+        torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
 
 
@@ -154,6 +157,7 @@ def resume(trainer: Trainer, checkpointer: Checkpointer, cfg) -> dict | None:
     weights) raises `UserError`, because the stored state would not fit the network that it describes.
     """
     found = checkpointer.latest()
+    _check_shared(checkpointer.folder, found)
     if found is None:
         return None
     path, state = found
@@ -186,6 +190,17 @@ def stored_config(path: Path, state: dict) -> dict:
     if not isinstance(stored, dict):
         raise UserError(f"{path}: damaged, its 'config' is not YAML with keys; use an older one")
     return stored
+
+
+def _check_shared(folder: Path, found: tuple[Path, dict] | None) -> None:
+    """Raise `UserError` in every process when they do not all go on from the same checkpoint."""
+    names = distributed.gather_objects(found and found[0].name)
+    if len(set(names)) > 1:
+        shown = ", ".join(f"process {rank}: {name or 'none'}" for rank, name in enumerate(names))
+        raise UserError(
+            f"OUTPUT_DIR: the processes do not find the same newest checkpoint in {folder} ({shown}); it has to be a "
+            "folder that all machines share"
+        )
 
 
 def config_changes(old: dict, new: dict, prefix: str = "") -> dict[str, tuple]:

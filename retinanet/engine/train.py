@@ -82,7 +82,8 @@ class Trainer:
         """Continue from the `state()` of a checkpoint of the same model, and this process's own part of it."""
         state = of_this_process(state)
         self.model.load_state_dict(state["model"])
-        options = [{key: group[key] for key in group if key != "params"} for group in self.optimizer.param_groups]
+        groups = self.optimizer.param_groups
+        options = [{key: value for key, value in group.items() if key not in ("params", "lr")} for group in groups]
         self.optimizer.load_state_dict(state["optimizer"])
         for group, own in zip(self.optimizer.param_groups, options, strict=True):
             group.update(own)  # weight decay and momentum are the configuration's, which may have changed

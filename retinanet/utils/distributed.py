@@ -21,6 +21,15 @@ def start(device_type: str) -> None:
     dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
 
 
+def reported(main):
+    """Return `main`, which under `torchrun` also tells it the reason when it fails, for the summary of the job."""
+    if "TORCHELASTIC_ERROR_FILE" not in os.environ:
+        return main
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    return record(main)
+
+
 def stop() -> None:
     """Leave the job, so that no process waits for this one."""
     if dist.is_initialized():
@@ -96,8 +105,9 @@ def gather_to_main(value) -> list:
 
 def no_gradient_sync(net: nn.Module, active: bool):
     """Return a context in which backward leaves gradients of a data-parallel `net` unsummed, when `active`."""
-    if active and isinstance(net, nn.parallel.DistributedDataParallel):
-        return net.no_sync()
+    parallel = getattr(net, "_orig_mod", net)  # what `torch.compile` wrapped
+    if active and isinstance(parallel, nn.parallel.DistributedDataParallel):
+        return parallel.no_sync()
     return contextlib.nullcontext()
 
 

@@ -1,0 +1,37 @@
+"""Gradients of accumulated micro-batches are summed over the processes once, whatever wraps the network."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from retinanet.utils import distributed
+
+
+@pytest.fixture
+def job():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_gradients_are_not_sent_while_their_sum_is_off(job, compiled):
+    net, sent = distributed.data_parallel(nn.Linear(3, 2), torch.device("cpu")), []
+
+    def count(_state, bucket):
+        sent.append(bucket)
+        done = torch.futures.Future()
+        done.set_result(bucket.buffer())
+        return done
+
+    net.register_comm_hook(None, count)
+    net = torch.compile(net, backend="eager") if compiled else net
+    for active, expected in ((True, 0), (True, 0), (False, 1), (True, 1), (False, 2)):
+        with distributed.no_gradient_sync(net, active):
+            net(torch.ones(1, 3)).sum().backward()
+        assert len(sent) == expected
+
+
+def test_values_are_gathered_in_the_first_process(job):
+    assert distributed.gather_to_main({"a": torch.ones(2)})[0]["a"].tolist() == [1, 1]
