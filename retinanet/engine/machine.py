@@ -28,7 +28,7 @@ def build_memory_format(cfg, device: torch.device, training: bool) -> torch.memo
 
     On CUDA that is NHWC wherever tensor cores run half precision, on a CPU as `prefers_channels_last` says.
     """
-    asked = cfg.SOLVER.CHANNELS_LAST
+    asked = str(cfg.SOLVER.CHANNELS_LAST)  # a program may have set True or False, a file sets text
     if asked != "auto":
         channels_last = asked == "True"
     elif device.type == "cuda":

@@ -17,7 +17,7 @@ from torch.optim import SGD
 from retinanet.config.load import dump_config
 from retinanet.data.coco import CocoDataset
 from retinanet.data.loader import build_test_loader, build_train_loader
-from retinanet.engine.benchmark_peer import build_peer
+from retinanet.engine.benchmark_peer import build_peer, build_peer_format
 from retinanet.engine.benchmark_tasks import Job
 from retinanet.engine.checkpoint import write_atomically
 from retinanet.engine.evaluate import autocast, build_amp, score, to_coco
@@ -38,7 +38,8 @@ def build_peer_run(cfg, folder: Path, device: torch.device, variant: str = "torc
     cfg = resolve_num_classes(cfg, train_set)
     torch.manual_seed(cfg.SEED)
     solver, bgr, size = cfg.SOLVER, cfg.MODEL.CHANNEL_ORDER == "BGR", (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
-    model = build_peer(cfg, Job(variant, "train", dump_config(cfg), size, solver.IMS_PER_BATCH)).to(device)
+    model = build_peer(cfg, Job(variant, "train", dump_config(cfg), size, solver.IMS_PER_BATCH))
+    model = model.to(device, memory_format=build_peer_format(cfg, device))
     groups = parameter_groups(
         model, solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM, solver.WEIGHT_DECAY_BIAS, solver.BIAS_LR_FACTOR
     )

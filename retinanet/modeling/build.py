@@ -37,7 +37,7 @@ def build_model(cfg) -> RetinaNet:
         model.HEAD.PRIOR_PROB,
         conv=build_conv(cfg, "HEAD"),
     )
-    channels_last = cfg.SOLVER.CHANNELS_LAST == "True"  # "auto" is decided where the device is known
+    channels_last = str(cfg.SOLVER.CHANNELS_LAST) == "True"  # "auto" is decided where the device is known
     return RetinaNet(backbone, fpn, head, anchors, model.PIXEL_MEAN, model.PIXEL_STD, channels_last)
 
 

@@ -6,6 +6,7 @@ from model_cases import small_cfg
 
 from retinanet.config.load import dump_config, load_config_text
 from retinanet.engine import machine
+from retinanet.engine.benchmark_peer import build_peer_format
 from retinanet.engine.evaluate import build_amp
 from retinanet.engine.machine import build_device_warnings, build_memory_format, build_placed, tune_process
 from retinanet.modeling.build import build_model
@@ -37,6 +38,21 @@ def test_old_and_new_texts_of_the_key_are_read(text):
     cfg = load_config_text(f"SOLVER: {{CHANNELS_LAST: {text}}}", "test")
     assert text.capitalize() == cfg.SOLVER.CHANNELS_LAST.capitalize()
     assert load_config_text(dump_config(cfg), "test") == cfg
+
+
+def test_a_program_may_set_the_key_to_true():
+    cfg = small_cfg()
+    cfg.SOLVER.CHANNELS_LAST = True
+    assert build_memory_format(cfg, CPU, True) == NHWC
+    assert build_model(cfg).memory_format == NHWC
+
+
+@pytest.mark.parametrize(
+    "asked, device, expected",
+    [("auto", CPU, NCHW), ("False", CPU, NCHW), ("True", CPU, NHWC), ("auto", CUDA, NHWC), ("False", CUDA, NCHW)],
+)
+def test_the_peer_has_its_users_memory_format_on_a_cpu(asked, device, expected):
+    assert build_peer_format(small_cfg("SOLVER.CHANNELS_LAST", repr(asked), "SOLVER.AMP", "bf16"), device) == expected
 
 
 def test_placed_model_detects_in_the_wanted_format():
