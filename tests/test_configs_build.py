@@ -14,7 +14,7 @@ from retinanet.modeling.build import build_loss, build_model, build_postprocess
 
 FOLDER = Path(__file__).resolve().parent.parent / "configs"
 FILES = sorted(FOLDER.rglob("*.yaml"))
-RUNS = [path for path in FILES if path.parent.name != "base"]
+RUNS = [path for path in FILES if path.parent.name not in ("base", "pretrain")]
 EVALUATION_ONLY = {"caffe2/retinanet_R50_gn.yaml"}  # for a checkpoint that its user brings
 
 

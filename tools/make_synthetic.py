@@ -1,14 +1,16 @@
-"""Write the synthetic data set: images and COCO json of training and validation."""
+"""Write the synthetic data set: images and COCO json of training and validation, or a folder for each class."""
 
 from pathlib import Path
 
 import _cli
 
 from retinanet.data.synthetic import write_dataset
+from retinanet.data.synthetic_classes import write_folders
 from retinanet.errors import UserError
 
 EXAMPLES = """  python tools/make_synthetic.py
-  python tools/make_synthetic.py --output /data/shapes --train 2000 --val 500 --size 480 640 --seed 1"""
+  python tools/make_synthetic.py --output /data/shapes --train 2000 --val 500 --size 480 640 --seed 1
+  python tools/make_synthetic.py --classification --output datasets/shapes --size 32 32"""
 DEFAULT = _cli.ROOT / "datasets" / "synthetic"
 
 
@@ -20,15 +22,19 @@ def main() -> None:
     flag("--val", type=int, default=80, metavar="N", help="images to evaluate on (default %(default)s)")
     flag("--size", nargs=2, type=int, default=(128, 160), metavar=("H", "W"), help="pixels (default 128 160)")
     flag("--seed", type=int, default=0, metavar="S", help="other seeds give other images (default %(default)s)")
+    flag("--classification", action="store_true", help="write train/CLASS/* and val/CLASS/* with one object an image")
     args = parser.parse_args()
+    if args.classification and args.output == DEFAULT:
+        raise UserError("--classification: name the folder with --output DIR; the default one is the set for detection")
     output = args.output.expanduser().resolve()
     print(f"writing {args.train} + {args.val} images of {args.size[0]} x {args.size[1]} pixels")
     for split, count in (("train", args.train), ("val", args.val)):
         try:
-            print(f"  {write_dataset(output, split, count, tuple(args.size), args.seed)}")
+            write = write_folders if args.classification else write_dataset
+            print(f"  {write(output, split, count, tuple(args.size), args.seed)}")
         except OSError as error:
             raise UserError(f"--output: {output} cannot be written ({error.strerror}); choose another") from error
-    if output != DEFAULT:
+    if output != DEFAULT and not args.classification:
         print(f"entries for a catalog (DATASETS.CATALOG):\n{_catalog(output)}")
 
 

@@ -120,11 +120,10 @@ class Progress:
         self.writer.write(iteration, line)
         self._bar.set_postfix_str(f"loss {means['loss']:.3f}")
         _log.info(
-            "iteration %d  loss %.4f (class %.4f, box %.4f)  lr %.3g  grad norm %.3g  %.1f images/s  data wait %.0f %%",
+            "iteration %d  loss %.4f %s  lr %.3g  grad norm %.3g  %.1f images/s  data wait %.0f %%",
             iteration,
             means["loss"],
-            means["loss_cls"],
-            means["loss_box"],
+            _parts(means),
             lr,
             means.get("grad_norm", math.nan),
             line["images_per_s"],
@@ -161,3 +160,10 @@ class Progress:
         self._bar.close()
         if self.writer is not None:
             self.writer.close()
+
+
+def _parts(means: dict[str, float]) -> str:
+    """Return what stands behind the loss: its parts in detection, the accuracy in classification."""
+    if "loss_cls" in means:
+        return f"(class {means['loss_cls']:.4f}, box {means['loss_box']:.4f})"
+    return f"(top-1 {means['top1']:.1f} %)"

@@ -37,7 +37,8 @@ from retinanet.utils import distributed
 class Trainer:
     """What a step changes. `net` is what is called on images: `model` itself, or its parallel or compiled form.
 
-    evaluation_due: the evaluation after `iteration` steps is still to be done. best: "AP" and "iteration" of `best.pth`
+    evaluation_due: the evaluation after `iteration` steps is still to be done. best: `score` and "iteration" of
+    `best.pth`. score: the metric that it follows.
     """
 
     model: RetinaNet
@@ -50,6 +51,7 @@ class Trainer:
     ema: AveragedModel | None = None
     iteration: int = 0
     evaluation_due: bool = False
+    score: str = "AP"
     best: dict = field(default_factory=dict)
 
     def __post_init__(self):
@@ -137,7 +139,7 @@ def train_step(trainer: Trainer, batches: list[Batch]) -> dict[str, Tensor]:
         totals = {name: value + losses[name].detach() for name, value in totals.items()}
     reported = distributed.all_reduce_mean(torch.stack([totals["loss_cls"], totals["loss_box"], num_fg.sum().float()]))
     loss = reported[:2].sum()
-    grad_norm = _apply_gradients(trainer, loss, loss_scale)
+    grad_norm = apply_gradients(trainer, loss, loss_scale)
     values = {
         "loss": loss,
         "loss_cls": reported[0],
@@ -148,7 +150,7 @@ def train_step(trainer: Trainer, batches: list[Batch]) -> dict[str, Tensor]:
     return values if loss_scale is None else {**values, "loss_scale": loss_scale}
 
 
-def _apply_gradients(trainer: Trainer, loss: Tensor, loss_scale: Tensor | None) -> Tensor:
+def apply_gradients(trainer: Trainer, loss: Tensor, loss_scale: Tensor | None) -> Tensor:
     """Clip, step, clear; return the gradient norm before clipping. A non-finite value skips the step on the device."""
     optimizer, scaler = trainer.optimizer, trainer.scaler
     if scaler:
@@ -191,12 +193,14 @@ def train(
     evaluate: Callable[[RetinaNet, int], dict | None],
     describe: dict,
     stop: Callable[[], bool] = lambda: False,
+    step: Callable[[Trainer, list], dict[str, Tensor]] = train_step,
 ) -> bool:
     """Run from `trainer.iteration` to `schedule.max_iter`; return False when `stop()` ended it early, after saving.
 
     loader: yields this process's micro-batches, starting with the one that follows `trainer.iteration`.
     evaluate: gets the model and the iteration, returns metrics, or None where it was stopped; `best.pth` follows their
-        "AP".
+        `trainer.score`.
+    step: what one iteration does, as `train_step`.
     describe: "config", "classes" and "provenance", stored in every checkpoint.
     Raises `NonFiniteError` (`failure.py`); the step that it names has not changed the weights.
     """
@@ -216,7 +220,7 @@ def train(
             batches = [next(loader) for _ in range(accumulate)]
         batches = [batch.to(device) for batch in batches]
         set_lr(trainer.optimizer, lr)
-        values = train_step(trainer, batches)
+        values = step(trainer, batches)
         trainer.iteration += 1
 
         iteration, last = trainer.iteration, trainer.iteration == schedule.max_iter
@@ -236,7 +240,7 @@ def _due(period: int, iteration: int) -> bool:
 
 
 def _evaluate(trainer: Trainer, evaluate, checkpointer: Checkpointer, progress: Progress, describe: dict) -> bool:
-    """Evaluate, record the metrics, and keep the weights as `best.pth` when their AP is the highest so far.
+    """Evaluate, record the metrics, and keep the weights as `best.pth` when their score is the highest.
 
     Return False when the evaluation was stopped; it is still due then.
     """
@@ -246,9 +250,9 @@ def _evaluate(trainer: Trainer, evaluate, checkpointer: Checkpointer, progress: 
         metrics = evaluate(model, trainer.iteration)
         if distributed.is_main() and metrics:
             progress.write_metrics(trainer.iteration, metrics)
-            score = metrics.get("AP") or 0.0
-            if score > trainer.best.get("AP", -1.0):
-                trainer.best = {"AP": score, "iteration": trainer.iteration}
+            score = metrics.get(trainer.score) or 0.0
+            if score > trainer.best.get(trainer.score, -1.0):
+                trainer.best = {trainer.score: score, "iteration": trainer.iteration}
                 state = {"model": model.state_dict(), "iteration": trainer.iteration, "metrics": metrics}
                 checkpointer.save_best({**state, **describe})
     trainer.model.train()

@@ -10,6 +10,7 @@ from retinanet.layers.conv import CONVS, Conv2d
 from retinanet.layers.norm import NORMS, PerLevelNorm, default_conv, make_norm
 from retinanet.modeling.anchors import AnchorGenerator
 from retinanet.modeling.backbone import BACKBONES
+from retinanet.modeling.classifier import Classifier
 from retinanet.modeling.fpn import FPN
 from retinanet.modeling.head import Head
 from retinanet.modeling.loss import RetinaNetLoss
@@ -52,6 +53,14 @@ def build_backbone(cfg) -> nn.Module:
     settings = cfg.MODEL.BACKBONE
     make = pick(BACKBONES, settings.NAME, "MODEL.BACKBONE.NAME")
     return make(conv=build_conv(cfg, "BACKBONE"), stride_in_1x1=settings.STRIDE_IN_1X1, freeze_at=settings.FREEZE_AT)
+
+
+def build_classifier(cfg, small_stem: bool) -> Classifier:
+    """Return the backbone under a classifier of `MODEL.NUM_CLASSES`; `small_stem`: for images of about 32 pixels."""
+    backbone = build_backbone(cfg)
+    if small_stem:
+        backbone.use_small_stem()
+    return Classifier(backbone, cfg.MODEL.NUM_CLASSES, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)
 
 
 def build_conv(cfg, part: str) -> Callable[..., Conv2d]:

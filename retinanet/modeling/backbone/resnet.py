@@ -47,17 +47,25 @@ class ResNet(nn.Module):
                 )
             self.add_module(f"res{stage + 2}", nn.Sequential(*layers))
             self.out_channels[f"c{stage + 2}"] = channels = out_channels
-        self.freeze_at = freeze_at
+        self.freeze_at, self.pools = freeze_at, True
         for stage in self._frozen():
             stage.requires_grad_(False)
         self.train()
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        x = F.max_pool2d(self.conv1(images, relu=True), 3, stride=2, padding=1)
-        c2 = self.res2(x)
+        x = self.conv1(images, relu=True)
+        c2 = self.res2(F.max_pool2d(x, 3, stride=2, padding=1) if self.pools else x)
         c3 = self.res3(c2)
         c4 = self.res4(c3)
         return {"c2": c2, "c3": c3, "c4": c4, "c5": self.res5(c4)}
+
+    def use_small_stem(self) -> None:
+        """Let the stem keep the size: its conv at stride 1, no pooling, so c2..c5 have strides 1, 2, 4, 8.
+
+        For images of about 32 pixels. The weights keep their names and shapes, unlike those of the 3x3 stem of arXiv
+        1512.03385, section 4.2, so what is learned on small images can start a detector.
+        """
+        self.conv1.stride, self.pools = 1, False
 
     def train(self, mode: bool = True) -> "ResNet":
         super().train(mode)
