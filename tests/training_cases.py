@@ -9,7 +9,6 @@ import io
 import json
 import multiprocessing
 import os
-import random
 import signal
 import socket
 import sys
@@ -103,18 +102,23 @@ def start(data: Path, output: Path, *extra: str, kill: str = "", processes: int 
     return started
 
 
-def finish(processes: list, timeout: float = 300) -> list[int]:
-    """Wait until one process has failed or all have ended; end the others, as torchrun does. Return the statuses."""
-    end = time.monotonic() + timeout
+def finish(processes: list, kill_after: float | None = None, timeout: float = 300) -> list[int]:
+    """Wait until one process has failed or all have ended; end the others, as torchrun does. Return the statuses.
+
+    kill_after: seconds after which the last process gets SIGKILL, wherever it is.
+    """
+    begin = time.monotonic()
     while any(process.exitcode is None for process in processes):
+        if kill_after is not None and time.monotonic() - begin > kill_after:
+            processes[-1].kill()
         failed = any(process.exitcode for process in processes)
         if failed and len(processes) > 1:
             time.sleep(1.0)
-        if failed or time.monotonic() > end:
+        if failed or time.monotonic() - begin > timeout:
             for process in processes:
                 process.kill()
         for process in processes:
-            process.join(0.05)
+            process.join(0.02)
     return [process.exitcode for process in processes]
 
 
@@ -215,18 +219,12 @@ def _in_step(count: int, number: int = signal.SIGKILL) -> None:
     _wrap(train, "train_step", count, deadly)
 
 
-def _at_random(milliseconds: int) -> None:
-    signal.signal(signal.SIGALRM, lambda *_: _die())
-    signal.setitimer(signal.ITIMER_REAL, random.Random(milliseconds).uniform(0, milliseconds / 1000))
-
-
 KILLERS = {
     "checkpoint": _in_checkpoint,
     "rename": _after_rename,
     "line": _in_line,
     "evaluation": _in_evaluation,
     "step": _in_step,
-    "time": _at_random,
     "stop in evaluation": lambda count: _in_evaluation(count, signal.SIGTERM),
     "stop in step": lambda count: _in_step(count, signal.SIGTERM),
 }

@@ -99,6 +99,5 @@ def _source_lines(source: dict) -> list[tuple[str, str]]:
 
 
 def command_line(argv: list[str] | None = None) -> list[str]:
-    """Return the command of this process as the user gave it; `argv` replaces the arguments where a caller has others.
-    """
+    """Return the command of this process as the user gave it, with the arguments `argv` where a caller passed some."""
     return [Path(sys.executable).name, sys.argv[0], *(sys.argv[1:] if argv is None else argv)]

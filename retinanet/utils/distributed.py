@@ -6,6 +6,7 @@ job of one process, so callers never ask which case they are in.
 
 import contextlib
 import os
+import warnings
 
 import torch
 import torch.distributed as dist
@@ -119,9 +120,19 @@ def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
     """
     if not dist.is_initialized():
         return model
-    return nn.parallel.DistributedDataParallel(
-        model,
-        device_ids=[device.index] if device.type == "cuda" else None,
-        broadcast_buffers=False,
-        gradient_as_bucket_view=True,
-    )
+    with warnings.catch_warnings():  # torch 2.15 renames `broadcast_buffers`; the new name is unknown to older ones
+        warnings.simplefilter("ignore", FutureWarning)
+        return _DataParallel(
+            model,
+            device_ids=[device.index] if device.type == "cuda" else None,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )
+
+
+class _DataParallel(nn.parallel.DistributedDataParallel):
+    """As torch's, which refuses every SyncBatchNorm on a CPU; ours (`layers/norm/batch_norm.py`) works there."""
+
+    def _passing_sync_batchnorm_handle(self, module: nn.Module) -> None:
+        if self.device_type != "cpu":
+            super()._passing_sync_batchnorm_handle(module)
