@@ -82,7 +82,8 @@ class Detector:
             return self._run([as_picture(pictures, channel_order)], score)[0]
         if not isinstance(pictures, list | tuple | np.ndarray):
             kind = type(pictures).__name__
-            raise UserError(f"pictures: {kind} is not a file name, an array (H, W, 3) or a list of them")
+            remedy = "; tensor.numpy() makes an array" if isinstance(pictures, Tensor) else ""
+            raise UserError(f"pictures: {kind} is not a file name, an array (H, W, 3) or a list of them{remedy}")
         found = []
         for start in range(0, len(pictures), self.batch_size):
             chunk = pictures[start : start + self.batch_size]
@@ -107,9 +108,13 @@ def as_picture(picture: Picture, channel_order: str = "BGR") -> np.ndarray:
     if not isinstance(picture, np.ndarray):
         raise UserError(f"picture: {type(picture).__name__} is neither a file name nor a numpy array (H, W, 3) uint8")
     if picture.ndim != 3 or picture.shape[2] != 3 or picture.size == 0:
-        raise UserError(f"picture: shape {picture.shape} is not (H, W, 3); cv2.cvtColor converts grey and BGRA")
+        planar = picture.ndim == 3 and picture.shape[0] == 3
+        remedy = "picture.transpose(1, 2, 0) is" if planar else "cv2.cvtColor converts grey and BGRA"
+        raise UserError(f"picture: shape {picture.shape} is not (H, W, 3); {remedy}")
     if picture.dtype != np.uint8:
-        raise UserError(f"picture: {picture.dtype} values; give uint8, 0 to 255")
+        scaled = picture.dtype.kind == "f" and picture.max() <= 1
+        remedy = "; (255 * picture).astype(np.uint8) is, for values up to 1" if scaled else ""
+        raise UserError(f"picture: {picture.dtype} values; give uint8, 0 to 255{remedy}")
     return picture if channel_order == "BGR" else np.ascontiguousarray(picture[..., ::-1])
 
 

@@ -15,6 +15,7 @@ from retinanet.structures import IGNORE, PAD_LABEL, Batch
 from retinanet.utils.draw import class_colour, draw_boxes, draw_detections
 
 MIN_SIDE = 240  # pixels: smaller pictures are enlarged, or their labels would cover them
+LINE_EVERY = 300  # pixels of the short side for each pixel of a line: it has to stay visible on a sheet
 IGNORED_COLOUR, BOX_COLOUR = (150, 150, 150), (255, 255, 255)  # BGR
 CROWD_COLOUR = (150, 150, 150)
 
@@ -73,9 +74,10 @@ def anchor_pictures(
             positive, ignored = level_matched >= 0, level_matched == IGNORE
             chosen = torch.cat([level[ignored], level[positive]]).numpy() + (0, 0, plus_one, plus_one)
             colours = [IGNORED_COLOUR] * int(ignored.sum()) + [class_colour(k) for k in labels[positive].tolist()]
-            picture = draw_boxes(image, chosen, colours, min_side=MIN_SIDE)
+            line = max(1, round(min(image.shape[:2]) / LINE_EVERY))
+            picture = draw_boxes(image, chosen, colours, line, MIN_SIDE)
             factor = picture.shape[0] // image.shape[0]
-            picture = draw_boxes(picture, boxes * factor, [BOX_COLOUR] * len(boxes), width=2)
+            picture = draw_boxes(picture, boxes * factor, [BOX_COLOUR] * len(boxes), 2 * line)
             caption = f"P{number}, stride {stride}: {int(positive.sum())} positive, {int(ignored.sum())} ignored"
             if number == 3:
                 caption = f"image {batch.image_ids[place]}, {alone} of {len(boxes)} boxes without anchor; {caption}"

@@ -183,7 +183,10 @@ def test_averaged_weights_are_used_where_a_checkpoint_has_them(folder):
         (np.zeros((5, 5, 4), np.uint8), r"shape \(5, 5, 4\) is not"),
         (np.zeros((0, 5, 3), np.uint8), r"shape \(0, 5, 3\) is not"),
         (np.zeros((2, 0, 5, 3), np.uint8), r"shape \(0, 5, 3\) is not"),
-        (np.zeros((5, 5, 3)), "picture: float64 values; give uint8, 0 to 255"),
+        (np.full((5, 5, 3), 9.0), "picture: float64 values; give uint8, 0 to 255$"),
+        (np.ones((5, 5, 3)), r"0 to 255; \(255 \* picture\).astype\(np.uint8\) is, for values up to 1"),
+        (np.zeros((3, 5, 6), np.uint8), r"\(3, 5, 6\) is not \(H, W, 3\); picture.transpose\(1, 2, 0\) is"),
+        (torch.zeros(5, 5, 3), r"pictures: Tensor is not .*; tensor.numpy\(\) makes an array"),
     ],
 )
 def test_what_is_no_picture_is_named(detector, picture, message):
