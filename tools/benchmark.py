@@ -12,6 +12,7 @@ from retinanet.config.load import dump_config, load_config, load_config_text
 from retinanet.engine import benchmark_data, benchmark_scoring
 from retinanet.engine.benchmark import Settings, machine, measure
 from retinanet.engine.benchmark_peer import PEERS
+from retinanet.engine.benchmark_suite import SUITES, verdict
 from retinanet.engine.benchmark_tasks import CONFIGURED, MEMORY_FORMATS, REFERENCE_NORM, Job
 from retinanet.engine.coco_json import write_json
 from retinanet.engine.run import choose_device
@@ -23,6 +24,7 @@ EXAMPLES = """  python tools/benchmark.py --config configs/retinanet_R50_bn_fpn.
   python tools/benchmark.py --layer --norms BN,MABN,BCN --json layer.json
   python tools/benchmark.py --data --images datasets/coco/val2017 --batch 16 --steps 10
   python tools/benchmark.py --scoring --rounds 2
+  python tools/benchmark.py --suite cpu --json cpu.json
 
 --norms takes names of norms, set in --part; config, the configuration as it is; torchvision and torchvision_bn, its
 RetinaNet with frozen and with trained BN. Ratios refer to the first; a name given twice shows the noise. Weights are
@@ -42,8 +44,11 @@ HERE = {
     "scoring": (benchmark_scoring.measure_scoring, benchmark_scoring.VARIANTS),
 }
 WARM_UP = {"cpu": 2, "cuda": 10}
-FACTS = {"saved_mib": "saved for backward MiB", "detections_per_image": "detections per image", "last_loss": "loss",
-         "max_difference": "largest difference of a metric"}  # fmt: skip
+FACTS = {
+    "saved_mib": "saved for backward MiB", "detections_per_image": "detections per image", "last_loss": "loss",
+    "kernel_ms": "kernels ms", "mfu": "MFU", "roofline": "roofline", "host_waits": "host waits",
+    "max_difference": "largest difference of a metric",
+}  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -74,29 +79,55 @@ def main(argv: list[str] | None = None) -> None:
     )
     made.add_argument("--json", metavar="FILE", help="write everything measured")
     made.add_argument("--profile", metavar="FOLDER", help="also write a trace of each variant and print its kernels")
+    made.add_argument("--suite", choices=sorted(SUITES), help="the measurements of docs/performance.md, one by one")
     args = _cli.parse(made, argv)
+    words = list(map(str, sys.argv[1:] if argv is None else argv))
+    if not args.suite:
+        found = measured(args, " ".join(["python tools/benchmark.py", *words]))
+        print(report(found))
+    else:
+        found = {"command": " ".join(["python tools/benchmark.py", *words]), "cases": []}
+        for case in SUITES[args.suite]:
+            one = measured(
+                _cli.parse(made, [*overrides(words, args.suite), *case.arguments]),
+                " ".join(["python tools/benchmark.py", *case.arguments]),
+            )
+            print(f"{report(one)}\n\n{verdict(case, one['results'])}\n", flush=True)
+            found["cases"].append({"title": case.title, **one})
+    if args.json:
+        write_json(Path(args.json), found)
+        print(f"\nwritten to {args.json}")
+
+
+def overrides(words: list[str], suite: str) -> list[str]:
+    """Return the command line without `--suite`, to stand before the arguments of a case, which have the last word."""
+    place = words.index("--suite") if "--suite" in words else words.index(f"--suite={suite}")
+    return words[:place] + words[place + (1 if "=" in words[place] else 2) :]
+
+
+def measured(args: argparse.Namespace, command: str) -> dict:
+    """Return command, machine, settings and results of what the command line asks for."""
     task = next((name for name in ("layer", "detect", *HERE) if getattr(args, name)), "train")
     groups, settings = plan(args, task)
     before, rows = machine(), []
     for jobs in groups:
         run = HERE[task][0] if task in HERE else measure
         rows += run(jobs, settings, progress=lambda line: print(line, file=sys.stderr, flush=True))
-    command = " ".join(["python tools/benchmark.py", *(sys.argv[1:] if argv is None else argv)])
-    found = {
+    return {
         "command": command,
         "machine": before | rows[0]["host"] | {"load_after": machine()["load"]},
         "settings": settings_of(groups[0][0], settings),
         "results": rows,
     }
-    print(heading(found))
-    for jobs in groups:
-        print(f"\n{table([row for row in rows if row['task'] == jobs[0].task])}")
-    for row in rows:
-        if "kernels" in row:
-            print(f"\n{row['task']}, {row['variant']}\n{row['kernels']}")
-    if args.json:
-        write_json(Path(args.json), found)
-        print(f"\nwritten to {args.json}")
+
+
+def report(found: dict) -> str:
+    """Return machine, settings, a table for each task and, where asked for, the kernels."""
+    rows = found["results"]
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    parts = [heading(found), *(table([row for row in rows if row["task"] == task]) for task in tasks)]
+    parts += [f"{row['task']}, {row['variant']}\n{row['kernels']}" for row in rows if "kernels" in row]
+    return "\n\n".join(parts)
 
 
 def plan(args: argparse.Namespace, task: str) -> tuple[list[list[Job]], Settings]:
@@ -187,7 +218,8 @@ def settings_of(job: Job, settings: Settings) -> dict:
     if job.task in MEMORY_FORMATS:
         shape["channels"] = job.channels
     else:
-        solver = {key.lower(): cfg.SOLVER[key] for key in ("AMP", "CHANNELS_LAST", "COMPILE", "ACCUMULATE")}
+        keys = ("AMP", "CHANNELS_LAST", "COMPILE", "CUDA_GRAPHS", "FUSE_CONVS", "ACCUMULATE")
+        solver = {key.lower(): cfg.SOLVER[key] for key in keys}
         shape |= {"boxes": job.boxes, "num_classes": cfg.MODEL.NUM_CLASSES, "backbone": cfg.MODEL.BACKBONE.NAME}
         shape |= {"freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT, **solver}
     if job.task == "detect":
@@ -198,12 +230,19 @@ def settings_of(job: Job, settings: Settings) -> dict:
 def heading(found: dict) -> str:
     """Return machine and settings as lines for people."""
     host = found["machine"]
+    rates = found["results"][0]
+    reached = "" if "mfu" not in rates else (
+        f"MFU and roofline refer to what was reached here: {rates['tflops']:.3g} TFLOP/s, {rates['gb_per_s']:.3g} GB/s"
+    )  # fmt: skip
     environment = " ".join(f"{name}={value}" for name, value in host["environment"].items())
     settings = ", ".join(f"{name} {value}" for name, value in found["settings"].items())
     loads = " to ".join("unknown" if load is None else f"{load:.2f}" for load in (host["load"], host["load_after"]))
     processor = f"{host['cpu']}, {host['capability']}, {host['cores']} cores, {host['threads']} threads, load {loads}"
     versions = ", ".join(f"{name} {host[name]}" for name in ("torch", "torchvision", "python"))
-    lines = (found["command"], f"{host['date']}, {host['device']}; {processor}", versions, environment, settings)
+    lines = (
+        found["command"], f"{host['date']}, {host['device']}; {processor}", versions, environment, host.get("tuned", ""),
+        settings, reached,
+    )  # fmt: skip
     return "\n".join(line for line in lines if line)
 
 
@@ -213,7 +252,7 @@ def short(value: float) -> str:
 
 def table(rows: list[dict]) -> str:
     """Return the rows of one task as Markdown."""
-    facts = {key: title for key, title in FACTS.items() if key in rows[0]}
+    facts = {key: title for key, title in FACTS.items() if any(key in row for row in rows)}
     header = [rows[0]["task"], "ms", "rounds", "ratio", "range", "images/s", "CPU ms", "ratio", "peak MiB", "ratio"]
     body = [
         [

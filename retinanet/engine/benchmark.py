@@ -16,6 +16,7 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from retinanet.engine.benchmark_cost import Ceiling
 from retinanet.engine.benchmark_tasks import Job
 from retinanet.engine.benchmark_worker import serve
 from retinanet.errors import UserError
@@ -47,6 +48,7 @@ class Measured:
     cpu_ms: list[list[float]] = field(default_factory=list)
     host: dict = field(default_factory=dict)
     report: dict = field(default_factory=dict)
+    cost: dict = field(default_factory=dict)
     kernels: str = ""
 
 
@@ -122,22 +124,25 @@ def measure(jobs: list[Job], settings: Settings, progress: Callable[[str], None]
                 one.cpu_ms.append(times["cpu_ms"])
             medians = ", ".join(f"{one.job.name} {statistics.median(one.ms[-1]):.4g} ms" for one in found)
             progress(f"{jobs[0].task}: round {number + 1} of {settings.rounds}: {medians}")
+        ceiling = remotes[0].call("ceiling")  # when nothing else of ours runs
         for remote, one in zip(remotes, found, strict=True):
             one.report = remote.call("report")
+            one.cost = remote.call("cost", ceiling)
             one.kernels = remote.call("profile", settings.profile) if settings.profile else ""
     finally:
         for remote in remotes:
             remote.stop()
-    return summary(found)
+    return summary(found, ceiling)
 
 
-def summary(found: list[Measured]) -> list[dict]:
+def summary(found: list[Measured], ceiling: Ceiling | None = None) -> list[dict]:
     """Return a flat dict for each variant.
 
     ms: median over all runs, ms_low and ms_high: smallest and largest median of a round, spread: their difference over
     `ms`. ratio: median over the rounds of (median of the variant / median of the first variant in that round), with
     ratio_low and ratio_high. cpu_ms, cpu_ratio: likewise. memory_mib: peak above the process before the model was
-    made; None where unknown. rounds_ms: every run.
+    made; None where unknown. rounds_ms: every run. With a `ceiling`, also what `Worker.cost` gives, mfu, the share of
+    the device's arithmetic rate that the convolutions' FLOPs are, and roofline, the share of `ms` that they need.
     """
     first = found[0]
     rows = []
@@ -162,10 +167,18 @@ def summary(found: list[Measured]) -> list[dict]:
             "memory_ratio": memory / base if memory and base else None,
             **({"reserved_mib": one.report["reserved"] / 2**20} if "reserved" in one.report else {}),
             **one.report["facts"],
+            **_shares(one.cost, middle, ceiling),
             "rounds_ms": one.ms,
         }
         rows.append({**row, "host": one.host, **({"kernels": one.kernels} if one.kernels else {})})
     return rows
+
+
+def _shares(cost: dict, ms: float, ceiling: Ceiling | None) -> dict:
+    if not cost or ceiling is None:
+        return {}
+    shares = {"mfu": 1e9 * cost["gflop"] / (ms / 1000) / ceiling.flops, "roofline": cost["floor_ms"] / ms}
+    return {**cost, **shares, "tflops": ceiling.flops / 1e12, "gb_per_s": ceiling.bandwidth / 1e9}
 
 
 def _ratios(turns: list[list[float]], reference: list[list[float]]) -> list[float]:

@@ -99,7 +99,9 @@ def build_train(cfg, job: Job, batches: list[Batch]) -> Task:
     steps, losses = rotate(batches, cfg.SOLVER.ACCUMULATE), []
 
     def run() -> None:
-        losses.append(train_step(trainer, next(steps))["loss"])
+        batches = next(steps)
+        values = train_step(trainer, batches) if trainer.step is None else trainer.step(batches)
+        losses.append(values["loss"])
 
     return Task(run, job.batch * cfg.SOLVER.ACCUMULATE, lambda: loss_facts(losses))
 
@@ -171,7 +173,7 @@ def rotate(batches: list[Batch], per_step: int) -> Iterator[list[Batch]]:
 def slow_down(optimizer: torch.optim.Optimizer) -> None:
     """Set `RATE` in all groups."""
     for group in optimizer.param_groups:
-        group["lr"] = RATE
+        group["lr"] = group["lr"].fill_(RATE) if isinstance(group["lr"], Tensor) else RATE
 
 
 @torch.no_grad()

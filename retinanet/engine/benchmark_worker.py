@@ -17,6 +17,14 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from retinanet.config.load import load_config_text
+from retinanet.engine.benchmark_cost import (
+    Ceiling,
+    Convolution,
+    HostWaits,
+    build_convolutions,
+    floor_seconds,
+    measure_ceiling,
+)
 from retinanet.engine.benchmark_peer import PEERS, build_peer_detection, build_peer_train
 from retinanet.engine.benchmark_tasks import (
     MEMORY_FORMATS,
@@ -29,6 +37,7 @@ from retinanet.engine.benchmark_tasks import (
     make_batches,
     make_maps,
 )
+from retinanet.engine.evaluate import build_amp, dtype_of
 from retinanet.engine.machine import tune_process
 from retinanet.engine.run import choose_device, set_seed
 from retinanet.errors import UserError
@@ -73,6 +82,8 @@ class Worker:
         self.device = torch.device("cpu")
         self.task: Task | None = None
         self.baseline = 0
+        self.convolutions: list[Convolution] = []
+        self.dtype = torch.float32
 
     def build(self) -> dict:
         """Make inputs and task; return what runs it: device, threads, capability of the CPU's kernels, settings."""
@@ -85,8 +96,12 @@ class Worker:
         else:
             inputs = make_batches(self.job, cfg.MODEL.NUM_CLASSES, NUM_BATCHES, self.device)
             build = _BUILDERS[self.job.task, self.job.variant in PEERS]
+            training = self.job.task != "detect"
+            self.convolutions = build_convolutions(cfg, self.job.batch, self.job.size, training)
+            self.dtype = dtype_of(cfg.SOLVER.AMP if training else build_amp(cfg, self.device))
         self.baseline = self._restart_gauge()
         self.task = build(cfg, self.job, inputs)
+        self.traced = cfg.SOLVER.COMPILE or cfg.SOLVER.CUDA_GRAPHS
         return {
             "device": torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
             "threads": torch.get_num_threads(),
@@ -127,6 +142,34 @@ class Worker:
         if cuda:  # the next variant may need the memory
             torch.cuda.empty_cache()
         return {"ms": wall, "cpu_ms": [1000 * (end - start) for start, end in zip(cpu[:-1], cpu[1:], strict=True)]}
+
+    def ceiling(self) -> Ceiling | None:
+        """Return what the device reaches in the precision of this variant, None for a layer; takes seconds."""
+        return measure_ceiling(self.device, self.dtype) if self.convolutions else None
+
+    def cost(self, ceiling: Ceiling | None) -> dict:
+        """Return gflop and floor_ms of a run's convolutions, and its operations and host_waits; {} for a layer.
+
+        A step that is compiled or a graph is not counted: it has no operations that could be watched.
+        """
+        if ceiling is None:
+            return {}
+        seconds = floor_seconds(self.convolutions, ceiling, self.dtype.itemsize)
+        found = {"gflop": sum(one.flops for one in self.convolutions) / 1e9, "floor_ms": 1000 * seconds}
+        if not self.traced:
+            with HostWaits() as watch:
+                self.task.run()
+            found |= {"operations": watch.operations, "host_waits": watch.waits}
+        if self.device.type == "cuda":
+            found["kernel_ms"] = self._kernel_ms()
+        return found
+
+    def _kernel_ms(self) -> float:
+        """Return the time of all kernels of a run: what is left of its milliseconds are gaps between them."""
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+            self.task.run()
+            torch.cuda.synchronize()
+        return sum(event.self_device_time_total for event in profiler.key_averages()) / 1000
 
     def report(self) -> dict:
         """Return images of a run, peak memory in bytes above that before the model was made (or None), and facts."""

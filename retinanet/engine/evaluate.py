@@ -43,6 +43,11 @@ def build_amp(cfg, device: torch.device) -> str:
     return cfg.SOLVER.AMP if device.type == "cuda" else "off"
 
 
+def dtype_of(amp: str) -> torch.dtype:
+    """Return the dtype that convolutions run in under `SOLVER.AMP` off, bf16 or fp16."""
+    return _DTYPES[amp] or torch.float32
+
+
 def autocast(device: torch.device, amp: str) -> torch.autocast:
     """Return the context of `SOLVER.AMP` off, bf16 or fp16 on `device`."""
     return torch.autocast(device.type, dtype=_DTYPES[amp], enabled=_DTYPES[amp] is not None)

@@ -25,6 +25,7 @@ ROW = {
     "task", "variant", "ms", "ms_low", "ms_high", "spread", "images_per_s", "ratio", "ratio_low", "ratio_high",
     "cpu_ms", "cpu_ratio", "memory_mib", "memory_ratio", "rounds_ms", "host",
 }  # fmt: skip
+COST = {"gflop", "floor_ms", "operations", "host_waits", "mfu", "roofline", "tflops", "gb_per_s"}
 
 
 class Here:
@@ -72,10 +73,12 @@ def test_training_report_has_times_ratios_memory_and_the_machine(tool, config, t
     settings = written["settings"]
     assert settings["size"] == [64, 64] and settings["batch"] == 1 and settings["num_classes"] == 80
     first, second = written["results"]
-    assert set(first) == set(second) == ROW | {"first_loss", "last_loss"}
+    assert set(first) == set(second) == ROW | COST | {"first_loss", "last_loss"}
     assert [row["variant"] for row in written["results"]] == ["BN", "MABN"]
     assert first["ratio"] == 1 and first["images_per_s"] == pytest.approx(1000 / first["ms"])
     assert [len(turn) for turn in second["rounds_ms"]] == [2, 2]
+    assert 0 < first["floor_ms"] < first["ms"] and first["roofline"] == pytest.approx(first["floor_ms"] / first["ms"])
+    assert first["host_waits"] == 0 < first["operations"]
     assert first["last_loss"] > 0 and second["last_loss"] != first["last_loss"]
     printed = capsys.readouterr()
     assert f"| MABN  | {tool.short(second['ms'])}" in printed.out
@@ -184,3 +187,22 @@ def test_from_a_shell_without_packages_for_evaluation(config, tmp_path):
     row = json.loads((tmp_path / "out.json").read_text())["results"][0]
     assert row["memory_mib"] > 100  # weights, gradients and momentum of R18 alone
     assert "Traceback" not in done.stderr
+
+
+def test_every_case_of_the_suites_can_be_planned(tool):
+    for suite, cases in tool.SUITES.items():
+        for case in cases:
+            args = parsed(tool, *case.arguments, *(["DEVICE", "cpu", "SOLVER.AMP", "off"] if suite == "gpu" else []))
+            jobs = tool.plan(args, "detect" if args.detect else "train")[0][0]
+            assert len(jobs) >= 3
+
+
+def test_suite_measures_its_cases_one_by_one(tool, config, tmp_path, monkeypatch, capsys):
+    cases = [tool.SUITES["cpu"][0].__class__(f"case {n}", ("--config", str(config), "--boxes", n), 1.5) for n in "12"]
+    monkeypatch.setattr(tool, "SUITES", {"cpu": cases})
+    monkeypatch.setattr(tool, "verdict", lambda case, rows: f"{case.title}: {len(rows)} variants")
+    out = tmp_path / "out.json"
+    run(tool, "--suite", "cpu", *FEW, "--size", 64, 64, "--json", out)
+    written = json.loads(out.read_text())
+    assert [(case["title"], case["settings"]["boxes"]) for case in written["cases"]] == [("case 1", 1), ("case 2", 2)]
+    assert "case 2: 1 variants" in capsys.readouterr().out
