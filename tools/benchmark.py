@@ -240,8 +240,8 @@ def heading(found: dict) -> str:
     processor = f"{host['cpu']}, {host['capability']}, {host['cores']} cores, {host['threads']} threads, load {loads}"
     versions = ", ".join(f"{name} {host[name]}" for name in ("torch", "torchvision", "python"))
     lines = (
-        found["command"], f"{host['date']}, {host['device']}; {processor}", versions, environment, host.get("tuned", ""),
-        settings, reached,
+        found["command"], f"{host['date']}, {host['device']}; {processor}", versions, environment,
+        host.get("tuned", ""), settings, reached,
     )  # fmt: skip
     return "\n".join(line for line in lines if line)
 

@@ -60,7 +60,10 @@ class StepGuard:
         for dtype, tensors in self._by_dtype().items():
             now = torch.cat([tensor.flatten() for tensor in tensors])
             kept = self._kept.get(dtype)
-            self._kept[dtype] = now if kept is None else torch.where(self.failed, kept, now)
+            if kept is None:
+                self._kept[dtype] = now
+            else:  # in place: a CUDA graph of the step knows the address alone
+                kept.copy_(torch.where(self.failed, kept, now))
 
     def factor(self, loss: Tensor) -> Tensor:
         """Return () 1, or NaN when `loss` is not finite or a step has failed: a loss scaler then skips the step."""
@@ -74,6 +77,10 @@ class StepGuard:
         """
         wrong = ~torch.isfinite(loss if loss_scale is not None else loss + grad_norm)
         self.failed |= wrong if loss_scale is None else wrong | (loss_scale < LEAST_LOSS_SCALE)
+
+    def tensors(self) -> list[Tensor]:
+        """Return the tensors that a step changes here."""
+        return [self.failed, *self._kept.values()]
 
     def clear(self) -> None:
         """Forget a failure: the next step counts again."""

@@ -84,7 +84,11 @@ def parameter_groups(
 def set_lr(optimizer: SGD, lr: float) -> None:
     """Set the rate of every group to `lr` times the group's `lr_factor`."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_factor"]
+        rate = lr * group["lr_factor"]
+        if isinstance(group["lr"], torch.Tensor):  # a CUDA graph reads it (`graphs.py`)
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def build_optimizer(cfg, model: nn.Module) -> SGD:

@@ -14,15 +14,19 @@ from retinanet.data.coco import CocoDataset
 from retinanet.data.doctor import build_sources, errors, quick_check
 from retinanet.engine.checkpoint import Checkpointer
 from retinanet.engine.ema import model_ema
+from retinanet.engine.graphs import GraphedStep
 from retinanet.engine.machine import build_memory_format
 from retinanet.engine.optim import build_optimizer
 from retinanet.engine.train import Trainer
 from retinanet.errors import UserError
+from retinanet.layers.conv import fuse_epilogues
 from retinanet.modeling.build import build_loss, build_model
+from retinanet.modeling.retinanet import RetinaNet
 from retinanet.utils import distributed
 from retinanet.weights.load import build_weights
 
 _log = logging.getLogger(__name__)
+MAX_COMPILED_SHAPES = 64  # canvas shapes, times the counts of ground truth that `pad_targets` rounds to
 _TOLD = (  # of a hundred keys those that people compare runs by
     *(f"MODEL.{key}" for key in ("WEIGHTS", "BACKBONE.NAME", "BACKBONE.NORM", "FPN.NORM", "HEAD.NORM", "LOSS.BOX")),
     *(f"SOLVER.{key}" for key in ("IMS_PER_BATCH", "BASE_LR", "MAX_ITER", "SCHEDULE", "WEIGHT_DECAY", "AMP")),
@@ -135,10 +139,12 @@ def build_trainer(cfg, device: torch.device, class_names: list[str], pretrained:
         build_weights(cfg, model, class_names)
     model.set_memory_format(build_memory_format(cfg, device, training=True))
     model.to(device)
-    net = distributed.data_parallel(model, device)
-    if cfg.SOLVER.COMPILE:
-        net = torch.compile(net)
-    return Trainer(
+    if cfg.SOLVER.FUSE_CONVS:
+        fuse_epilogues(model)
+    # of its own, not in place: evaluation has other shapes and runs the module as it is
+    net = compiled(model) if cfg.SOLVER.COMPILE else model
+    net = distributed.data_parallel(net, device)
+    trainer = Trainer(
         model=model,
         net=net,
         loss=build_loss(cfg).to(device),
@@ -148,6 +154,32 @@ def build_trainer(cfg, device: torch.device, class_names: list[str], pretrained:
         scaler=torch.amp.GradScaler(device.type) if cfg.SOLVER.AMP == "fp16" else None,
         ema=model_ema(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY else None,
     )
+    if cfg.SOLVER.COMPILE:
+        trainer.loss.compile(fullgraph=True, dynamic=False)
+    if cfg.SOLVER.CUDA_GRAPHS:
+        trainer.step = build_graphed_step(cfg, trainer, device)
+    return trainer
+
+
+def compiled(model: RetinaNet) -> torch.nn.Module:
+    """Return `model` compiled for one fixed input shape after another, as many as a run with canvas shapes has."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_COMPILED_SHAPES)
+    return torch.compile(model, fullgraph=True, dynamic=False)
+
+
+def build_graphed_step(cfg, trainer: Trainer, device: torch.device) -> GraphedStep | None:
+    """Return the training step as CUDA graphs, None (and the log says why) where a run cannot have them."""
+    reasons = {
+        "the run is on a CPU": device.type != "cuda",
+        "several processes reduce gradients": distributed.world_size() > 1,
+        "SOLVER.AMP fp16 reads its loss scale": trainer.scaler is not None,
+        "SOLVER.EMA_DECAY counts its steps on the host": trainer.ema is not None,
+    }
+    against = [reason for reason, holds in reasons.items() if holds]
+    if against:
+        _log.warning("SOLVER.CUDA_GRAPHS: steps run without, because %s", " and ".join(against))
+        return None
+    return GraphedStep(trainer, cfg.SOLVER.CUDA_GRAPHS)
 
 
 def resume(trainer: Trainer, checkpointer: Checkpointer, cfg) -> dict | None:

@@ -37,6 +37,7 @@ from retinanet.utils import distributed
 class Trainer:
     """What a step changes. `net` is what is called on images: `model` itself, or its parallel or compiled form.
 
+    step: what the loop calls instead of `train_step`, such as the same step as a CUDA graph (`graphs.py`).
     evaluation_due: the evaluation after `iteration` steps is still to be done. best: `score` and "iteration" of
     `best.pth`. score: the metric that it follows.
     """
@@ -53,6 +54,7 @@ class Trainer:
     evaluation_due: bool = False
     score: str = "AP"
     best: dict = field(default_factory=dict)
+    step: Callable[[list[Batch]], dict[str, Tensor]] | None = None
 
     def __post_init__(self):
         self.guard = StepGuard(self.model, self.loss)
@@ -220,7 +222,7 @@ def train(
             batches = [next(loader) for _ in range(accumulate)]
         batches = [batch.to(device) for batch in batches]
         set_lr(trainer.optimizer, lr)
-        values = step(trainer, batches)
+        values = step(trainer, batches) if trainer.step is None else trainer.step(batches)
         trainer.iteration += 1
 
         iteration, last = trainer.iteration, trainer.iteration == schedule.max_iter

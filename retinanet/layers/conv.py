@@ -44,6 +44,7 @@ class Conv2d(nn.Module):
         has_bias = norm is None if bias is None else bias
         self.bias = nn.Parameter(torch.zeros(out_channels)) if has_bias else None
         self.norm = norm
+        self._frozen: tuple[list, Prepared] | None = None
         self.fused = False  # on CUDA, one cuDNN call for convolution, bias, addition and ReLU; see `fuse_epilogues`
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
 
@@ -63,7 +64,33 @@ class Conv2d(nn.Module):
         cannot move: always when it `folds_in_training`, otherwise in evaluation mode, which frozen stages are in.
         A conv that runs several times in one forward (the shared head) is prepared once and given the result.
         Everything is computed in the dtype of the weight and cast once to the dtype of autocast.
+
+        A frozen conv, in evaluation mode and without gradient, keeps the result until one of its tensors is written to
+        (not through `.data`, which hides that).
         """
+        if not self._is_frozen():
+            return self._prepare()
+        tensors = [*self.parameters(), *self.buffers()]
+        key = [_autocast_dtype(self.weight.device.type), *((t.data_ptr(), t._version) for t in tensors)]
+        if self._frozen is None or self._frozen[0] != key:
+            prepared = self._prepare()
+            if self.weight.is_cuda and torch.cuda.is_current_stream_capturing():
+                return prepared  # its memory belongs to the graph
+            self._frozen = key, prepared
+        return self._frozen[1]
+
+    def _is_frozen(self) -> bool:
+        weight = self.weight
+        return (
+            not self.training
+            and self.norm is not None
+            and not any(parameter.requires_grad for parameter in self.parameters())
+            and type(weight) is nn.Parameter
+            and not weight.is_inference()
+            and not torch.compiler.is_compiling()
+        )
+
+    def _prepare(self) -> Prepared:
         weight, bias, rest = self.effective_weight(), self.bias, self.norm
         if rest is not None and (rest.folds_in_training or not rest.training):
             scale, shift, rest = rest.folded()
@@ -153,6 +180,13 @@ def _standardized_in_std(filters: Tensor) -> Tensor:
     centred = filters - filters.mean(dim=1, keepdim=True)
     std = torch.linalg.vector_norm(centred, dim=1, keepdim=True) / (filters.shape[1] - 1) ** 0.5
     return centred / (std + 1e-5)
+
+
+def fuse_epilogues(model: nn.Module) -> None:
+    """Let every `Conv2d` of `model` run with what follows it in one cuDNN call where there is one (`ops/conv.py`)."""
+    for module in model.modules():
+        if isinstance(module, Conv2d):
+            module.fused = True
 
 
 CONVS = {"plain": Conv2d, "standardized": StandardizedConv2d, "centralized": CentralizedConv2d}

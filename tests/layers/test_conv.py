@@ -231,3 +231,24 @@ def test_compiles_without_graph_breaks(autocast):
     x = torch.randn(2, 3, 6, 6)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         torch.testing.assert_close(compiled(x), conv(x), rtol=1e-6, atol=1e-6)
+
+
+def test_frozen_conv_folds_once_and_again_when_its_tensors_change():
+    conv = Conv2d(4, 8, 3, padding=1, norm=FrozenBN(8)).eval().requires_grad_(False)
+    x = torch.randn(1, 4, 6, 6)
+    first = conv.prepare()
+    assert conv.prepare()[0] is first[0]
+    conv.norm.running_var.fill_(4.0)
+    expected = conv.norm(F.conv2d(x, conv.weight, padding=1))
+    torch.testing.assert_close(conv(x), expected, rtol=1e-5, atol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert conv.prepare()[0].dtype == torch.bfloat16
+    conv.load_state_dict({name: value + 0.5 for name, value in conv.state_dict().items()})
+    torch.testing.assert_close(conv(x), conv.norm(F.conv2d(x, conv.weight, padding=1)), rtol=1e-5, atol=1e-5)
+    conv.double()
+    assert conv.prepare()[0].dtype == torch.float64
+
+
+def test_conv_that_trains_is_folded_anew_every_time():
+    conv = Conv2d(4, 8, 3, padding=1, norm=FrozenBN(8)).eval()
+    assert conv.prepare()[0] is not conv.prepare()[0]
