@@ -11,6 +11,14 @@ from collections.abc import Iterable
 class UserError(ValueError):
     """Something that the user gave is wrong; the message says what, the value, what is allowed and what to do."""
 
+    status = 2  # exit status of a tool that ends with it
+
+
+class RunError(UserError):
+    """The machine failed under a run, not what the user gave; the message says what happened and what to do."""
+
+    status = 1
+
 
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Return `"; did you mean 'X'?"` for the closest of `choices`, or an empty string when none is close."""

@@ -53,7 +53,7 @@ def run(main) -> None:
     except UserError as error:
         rank = distributed.rank()
         print(f"error: {error}" if rank == 0 else f"error in process {rank}: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.status)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -11,6 +11,7 @@ from retinanet.config.check import check_device, check_world_size
 from retinanet.config.load import dump_config
 from retinanet.config.recipe import batch_recipe
 from retinanet.data.image_folder import build_folder_train_loader, open_folders
+from retinanet.data.workers import explained
 from retinanet.engine.classify import SCORE, build_accuracy, build_classification_trainer, classification_step
 from retinanet.engine.machine import build_device_warnings, tune_process
 from retinanet.engine.optim import build_schedule
@@ -70,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     start, ranks = trainer.iteration * cfg.SOLVER.ACCUMULATE, (distributed.rank(), distributed.world_size())
     loader = build_folder_train_loader(cfg, train_folder, small, start, *ranks)
     classes = [{"id": label, "name": name} for label, name in enumerate(train_folder.classes)]
-    with closing(progress), stop_request() as request:
+    with closing(progress), stop_request() as request, explained(loader):
         finished = train(
             trainer,
             prefetched(iter(loader), device),

@@ -13,6 +13,7 @@ from retinanet.config.load import dump_config
 from retinanet.config.recipe import batch_recipe
 from retinanet.data.loader import build_train_loader
 from retinanet.data.reread import files_of, read_step
+from retinanet.data.workers import explained, usable_cores, waiting_advice
 from retinanet.engine.checkpoint import Checkpointer
 from retinanet.engine.evaluate import build_evaluation
 from retinanet.engine.failure import FailedStep, kept_failures
@@ -81,15 +82,15 @@ def main(argv: list[str] | None = None) -> None:
     if writer is not None:
         writer.hyperparameters(hyperparameters(cfg), ["AP", "AP50", "loss"])
     schedule, scaled = build_schedule(cfg), trainer.scaler is not None
-    progress = Progress(writer, schedule.max_iter, device, trainer.iteration, state.get("log_window"), scaled)
     loader = build_train_loader(
         cfg, train_set, trainer.iteration * cfg.SOLVER.ACCUMULATE, distributed.rank(), distributed.world_size()
     )
+    advise = partial(waiting_advice, loader, cores=usable_cores(distributed.local_world_size()))
+    progress = Progress(writer, schedule.max_iter, device, trainer.iteration, state.get("log_window"), scaled, advise)
     describe = {"config": text, "classes": class_list(train_set), "provenance": provenance(command_line(argv))}
     keep = FailedStep(partial(read_step, loader), partial(files_of, loader), folder, describe, _replay.command)
     failures = kept_failures(trainer.model, trainer.loss, trainer.guard, keep)
-    # closed, the bar leaves a message its own line
-    with closing(progress), stop_request() as request, failures:
+    with closing(progress), stop_request() as request, failures, explained(loader):  # the bar ends before a message
         finished = train(
             trainer,
             prefetched(iter(loader), device),

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from PIL import UnidentifiedImageError
 from torch import Tensor
-from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode, v2
 
 from retinanet.data.image import ImageError
-from retinanet.data.loader import BatchLoader, build_batch_loader
+from retinanet.data.loader import build_batch_loader
 from retinanet.data.sampler import MicroBatch, TrainSampler
+from retinanet.data.workers import Batches, BatchLoader
 from retinanet.errors import UserError
 
 TEST_CROP = 0.875  # side of the crop / short side of the resized image (224 / 256)
@@ -44,20 +44,22 @@ class LabelledImages:
         return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
 
 
-class FolderBatches(Dataset):
+class FolderBatches(Batches):
     """`MicroBatch` or list of rows -> `LabelledImages`; an unreadable image is a `UserError` that names its path."""
 
     def __init__(self, folder: ImageFolder, transform: v2.Transform, seed: int, channel_order: str):
         self.folder, self.transform, self.seed, self.channel_order = folder, transform, seed, channel_order
 
-    def __getitem__(self, asked: MicroBatch | list[int]) -> LabelledImages | UserError:
-        try:
-            if isinstance(asked, MicroBatch):
-                samples = asked.samples[asked.start : asked.stop]
-                return self._batch([s.index for s in samples], [(s.step, s.position) for s in samples])
-            return self._batch(asked, [(0, 0)] * len(asked))
-        except UserError as error:
-            return error
+    def load(self, asked: MicroBatch | list[int]) -> LabelledImages:
+        """Return this rank's part, or the images of these rows; raises `UserError` for one that cannot be read."""
+        if isinstance(asked, MicroBatch):
+            samples = asked.samples[asked.start : asked.stop]
+            return self._batch([s.index for s in samples], [(s.step, s.position) for s in samples])
+        return self._batch(asked, [(0, 0)] * len(asked))
+
+    def file(self, row: int) -> Path:
+        """Return the path of image `row`."""
+        return Path(self.folder.samples[row][0])
 
     def _batch(self, rows: list[int], places: list[tuple[int, int]]) -> LabelledImages:
         images = torch.stack([self._read(row, place) for row, place in zip(rows, places, strict=True)])
@@ -68,6 +70,7 @@ class FolderBatches(Dataset):
     def _read(self, row: int, place: tuple[int, int]) -> Tensor:
         """Return (3, S, S) uint8 RGB; torchvision draws from PyTorch's generator, which is as before afterwards."""
         path = self.folder.samples[row][0]
+        self.reading(row)
         try:
             image = self.folder.loader(path)
         except (OSError, UnidentifiedImageError) as error:

@@ -5,13 +5,10 @@ depends on (seed, optimizer step, place in the step) alone, never on the worker,
 """
 
 import logging
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from retinanet.data.augment import Augmenter, Plan, Settings
 from retinanet.data.buckets import ShapeBuckets
@@ -29,6 +26,7 @@ from retinanet.data.sampler import (
 )
 from retinanet.data.transforms import Augmentation, draw_augmentation
 from retinanet.data.views import EvalBatches, View, image_batcher
+from retinanet.data.workers import Batches, BatchLoader
 from retinanet.errors import UserError
 from retinanet.structures import Batch, Target
 
@@ -36,29 +34,7 @@ logger = logging.getLogger(__name__)
 NO_AUGMENTATION = Settings()
 
 
-class BatchLoader(DataLoader):
-    """A `DataLoader` whose items are batches, and where a mistake of the user in a worker arrives as what it is.
-
-    Workers return a `UserError` as an item: torch would wrap a raised one in the traceback of the worker.
-    """
-
-    def __iter__(self) -> Iterator[Batch]:
-        for item in self._start():
-            if isinstance(item, UserError):
-                raise item
-            yield item
-
-    def _start(self) -> Iterator[Batch | UserError]:
-        """Start the workers while OpenCV has no threads here: a forked worker would wait for them forever."""
-        threads = cv2.getNumThreads()
-        cv2.setNumThreads(1)
-        try:
-            return super().__iter__()
-        finally:
-            cv2.setNumThreads(threads)
-
-
-class TrainBatches(Dataset):
+class TrainBatches(Batches):
     """`MicroBatch` -> `Batch` of this rank's part: read, augment, resize.
 
     An unreadable image stops training, or is replaced by the next readable one of `rows` while not more than
@@ -94,13 +70,11 @@ class TrainBatches(Dataset):
         """Return the rows of the unreadable images that this rank has met so far."""
         return torch.nonzero(self._bad).flatten().tolist()
 
-    def __getitem__(self, micro_batch: MicroBatch) -> Batch | UserError:
-        try:
-            batch = None
-            while batch is None:
-                batch = self._try_to_load(micro_batch)
-        except UserError as error:
-            return error
+    def load(self, micro_batch: MicroBatch) -> Batch:
+        """Return this rank's part; raises `UserError` for an image that cannot be read and not be replaced."""
+        batch = None
+        while batch is None:
+            batch = self._try_to_load(micro_batch)
         return batch
 
     def _try_to_load(self, micro_batch: MicroBatch) -> Batch | None:
@@ -140,6 +114,7 @@ class TrainBatches(Dataset):
         return draw_augmentation(generator, short_sides, self.flip_prob)
 
     def _read(self, row: int) -> tuple[np.ndarray, Target]:
+        self.reading(row)
         try:
             return self.dataset.read(row)
         except ImageError as error:
@@ -264,28 +239,7 @@ def build_collator(cfg, max_size: int, plus_one_boxes: bool = False) -> Collator
     return Collator(cfg.INPUT.RESIZE, max_size, cfg.INPUT.SIZE_DIVISIBILITY, cfg.MODEL.CHANNEL_ORDER, plus_one_boxes)
 
 
-def build_batch_loader(cfg, batches: Dataset, order) -> BatchLoader:
+def build_batch_loader(cfg, batches: Batches, order) -> BatchLoader:
     """Return the loader that asks `batches` for the items of `order`, with the workers that the config wants."""
-    workers = cfg.DATALOADER.NUM_WORKERS
-    return BatchLoader(
-        batches,
-        batch_size=None,  # an item is a batch already
-        sampler=order,
-        num_workers=workers,
-        collate_fn=_as_it_is,
-        pin_memory=cfg.DEVICE != "cpu" and torch.cuda.is_available(),
-        worker_init_fn=_start_worker,
-        generator=torch.Generator(),  # its own: starting workers must not advance the generator of the training
-    )
-
-
-def _as_it_is(batch):
-    return batch
-
-
-def _start_worker(worker: int) -> None:
-    """One thread a worker (more fight over the cores); signals are for the training process, which ends the workers."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # a terminal and a cluster send them to the whole group
-        signal.signal(number, signal.SIG_IGN)
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
+    pin_memory = cfg.DEVICE != "cpu" and torch.cuda.is_available()
+    return BatchLoader(batches, order, cfg.DATALOADER.NUM_WORKERS, pin_memory)

@@ -3,7 +3,7 @@
 import copy
 from itertools import islice
 
-from retinanet.data.loader import BatchLoader
+from retinanet.data.workers import BatchLoader
 from retinanet.errors import UserError
 from retinanet.structures import Batch
 

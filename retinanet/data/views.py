@@ -10,12 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from retinanet.data.coco import CocoDataset
 from retinanet.data.collate import Collator
 from retinanet.data.transforms import Augmentation
-from retinanet.errors import UserError
+from retinanet.data.workers import Batches
 from retinanet.structures import Batch, Target
 
 Sample = tuple[np.ndarray, Target]
@@ -47,18 +46,20 @@ def look(views: list[View], samples: Iterable[Sample], sizes: list[tuple[int, in
     return replace(first, views=others) if others else first
 
 
-class EvalBatches(Dataset):
+class EvalBatches(Batches):
     """List of rows -> `Batch`, as evaluation wants it; an unreadable image is an error, for AP is over all images."""
 
     def __init__(self, dataset: CocoDataset, views: list[View]):
         self.dataset, self.views = dataset, views
 
-    def __getitem__(self, rows: list[int]) -> Batch | UserError:
+    def load(self, rows: list[int]) -> Batch:
+        """Return the batch of these rows; raises `UserError` for an image that cannot be read."""
         sizes = [self.dataset.image_size(row) for row in rows]
-        try:
-            return look(self.views, map(self.dataset.read, rows), sizes, self.dataset.image_ids[rows].tolist())
-        except UserError as error:
-            return error
+        return look(self.views, map(self._read, rows), sizes, self.dataset.image_ids[rows].tolist())
+
+    def _read(self, row: int) -> Sample:
+        self.reading(row)
+        return self.dataset.read(row)
 
 
 def image_batcher(views: list[View]) -> Callable[[list[np.ndarray]], Batch]:

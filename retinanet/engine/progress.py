@@ -7,6 +7,7 @@ import contextlib
 import logging
 import math
 import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ class Progress:
     window: values of the finished iterations that no line covers yet; a checkpoint stores it, so that the lines of a
         resumed run equal those of a run that was not interrupted.
     skips_overflow: under loss scaling a gradient that overflows is skipped by design and is no error.
+    advise: the share of time spent on waiting for data -> what to do about it.
     """
 
     def __init__(
@@ -37,11 +39,13 @@ class Progress:
         iteration: int = 0,
         window: list[dict] | None = None,
         skips_overflow: bool = False,
+        advise: Callable[[float], str] = lambda share: f"training waits for data {100 * share:.0f} % of the time",
     ):
         self.writer = writer
         self.device = device
         self.window = list(window or [])
-        self._skips_overflow = skips_overflow
+        self._skips_overflow, self._advise = skips_overflow, advise
+        self._starting, self._slow_lines = True, 0
         self._pending: list[tuple[int, float, list[int], dict[str, Tensor]]] = []
         self._bar = tqdm(total=max_iter, initial=iteration, unit="it", disable=not distributed.is_main(), mininterval=2)
         self.restart_clock()
@@ -135,8 +139,19 @@ class Progress:
                 skipped["skipped"],
                 line["loss_scale"],
             )
-        if line["data_wait"] > SLOW_DATA:
-            _log.info("waiting for data %.0f %% of the time: raise DATALOADER.NUM_WORKERS", 100 * line["data_wait"])
+        self._tell_slow_data(line["data_wait"])
+
+    def _tell_slow_data(self, share: float) -> None:
+        """Log what to do about slow data, at the first slow line and then at ever fewer: the 2nd, 4th, 8th, ...
+
+        The first line of a run is left out: its waiting includes the start of the workers.
+        """
+        advice = self._advise(share)
+        if share > SLOW_DATA and not self._starting:
+            self._slow_lines += 1
+            if self._slow_lines & (self._slow_lines - 1) == 0:
+                _log.info("%s", advice)
+        self._starting = False
 
     def _means(self) -> tuple[dict[str, float], dict[str, int]]:
         """Return the means over the window, and {"skipped": how many} when gradients of it overflowed.

@@ -16,6 +16,7 @@ from retinanet.engine.checkpoint import Checkpointer
 from retinanet.engine.evaluate import autocast
 from retinanet.engine.failure import StepGuard
 from retinanet.engine.optim import Schedule, check_momentum, set_lr
+from retinanet.engine.out_of_memory import explained_evaluation, explained_step
 from retinanet.engine.process_state import (
     averaged_statistics,
     gather_processes,
@@ -204,7 +205,7 @@ def train(
         `trainer.score`.
     step: what one iteration does, as `train_step`.
     describe: "config", "classes" and "provenance", stored in every checkpoint.
-    Raises `NonFiniteError` (`failure.py`); the step that it names has not changed the weights.
+    Raises `NonFiniteError` (`failure.py`), where the step that it names has not changed the weights, and `OutOfMemory`.
     """
     trainer.model.train()
     while True:
@@ -220,9 +221,10 @@ def train(
         lr = schedule.lr(trainer.iteration)
         with progress.waiting_for_data():
             batches = [next(loader) for _ in range(accumulate)]
-        batches = [batch.to(device) for batch in batches]
         set_lr(trainer.optimizer, lr)
-        values = step(trainer, batches) if trainer.step is None else trainer.step(batches)
+        with explained_step(batches, trainer.iteration + 1, trainer.amp, device):
+            batches = [batch.to(device) for batch in batches]
+            values = step(trainer, batches) if trainer.step is None else trainer.step(batches)
         trainer.iteration += 1
 
         iteration, last = trainer.iteration, trainer.iteration == schedule.max_iter
@@ -249,7 +251,8 @@ def _evaluate(trainer: Trainer, evaluate, checkpointer: Checkpointer, progress: 
     progress.flush()
     with averaged_statistics(trainer.models()):
         model = trainer.evaluated_model()
-        metrics = evaluate(model, trainer.iteration)
+        with explained_evaluation(next(model.parameters()).device):
+            metrics = evaluate(model, trainer.iteration)
         if distributed.is_main() and metrics:
             progress.write_metrics(trainer.iteration, metrics)
             score = metrics.get(trainer.score) or 0.0

@@ -46,6 +46,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def local_world_size() -> int:
+    """Return how many processes of the job run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if dist.is_initialized() else 1
+
+
 def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 

@@ -2,14 +2,17 @@
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 from run_cases import command, run_tool, write_data
 
-DIVERGES = ["SOLVER.MAX_ITER", "4", "SOLVER.BASE_LR", "1e30", "SOLVER.CLIP_GRAD_NORM", "0.0"]
+DIVERGES = ["SOLVER.MAX_ITER", "4", "SOLVER.BASE_LR", "1e9", "SOLVER.CLIP_GRAD_NORM", "0.0"]
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +64,26 @@ def test_two_processes_save_one_batch_with_the_images_of_both(data, tmp_path):
     assert f"image ids of all 2 processes: {ids}" in run.stderr
     name = next(name for name in saved["ranks"][0]["buffers"] if name.endswith("running_mean"))
     assert not torch.equal(*(part["buffers"][name] for part in saved["ranks"]))
+
+
+def workers_of(process: subprocess.Popen) -> list[int]:
+    """The processes that load images for a run; empty while there are none."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(pid) for pid in children if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks for the workers in /proc")
+def test_a_worker_that_is_killed_ends_the_run_with_one_message(data, tmp_path):
+    options = ["SOLVER.MAX_ITER", "5000", "SOLVER.LOG_PERIOD", "1", "DATALOADER.NUM_WORKERS", "2"]
+    pipe = subprocess.PIPE
+    run = subprocess.Popen(command(data, tmp_path / "run", *options), stdout=subprocess.DEVNULL, stderr=pipe, text=True)
+    while not (tmp_path / "run/metrics.jsonl").exists() or not (tmp_path / "run/metrics.jsonl").read_text():
+        assert run.poll() is None
+        time.sleep(0.05)
+    killed = workers_of(run)[-1]
+    os.kill(killed, signal.SIGKILL)
+    _, stderr = run.communicate(timeout=120)
+    assert run.returncode == 1, stderr
+    message = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert len(message) == 1 and "Traceback" not in stderr
+    assert f"(pid {killed}) was ended by SIGKILL. The last image that it began to read is {data}" in message[0]

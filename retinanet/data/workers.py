@@ -1,0 +1,249 @@
+"""The processes that load batches: how they start, what they tell about their work, and what their death means.
+
+A worker writes into shared memory which image it is about to read and where its time goes. The training process reads
+it when a worker has died, and when it has to wait for data.
+"""
+
+import contextlib
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import torch
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from retinanet.errors import RunError, UserError
+from retinanet.structures import Batch
+from retinanet.utils.memory import OutOfMemory, is_out_of_memory
+
+_DEATH = re.compile(
+    r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)(?: is killed by signal: ([^.]+)| exited unexpectedly)"
+)
+_SIGNALS = {"Killed": "SIGKILL", "Segmentation fault": "SIGSEGV", "Bus error": "SIGBUS", "Aborted": "SIGABRT"}
+
+
+class Board:
+    """What each worker is doing, in shared memory: the row that it reads, and the seconds that it has worked.
+
+    seconds: (W, 3) float64: the clock, on a core, waiting for a core. What is left of the clock was spent on waiting
+    for the disk or the network.
+    """
+
+    def __init__(self, workers: int):
+        self.reading = torch.full((workers,), -1, dtype=torch.int64).share_memory_()
+        self.seconds = torch.zeros(workers, 3, dtype=torch.float64).share_memory_()
+
+    def shares(self) -> dict[str, float]:
+        """Return the shares of the time of all workers since the last call: "cpu", "queue" and "disk"."""
+        wall, cpu, queue = self.seconds.sum(0).tolist()
+        self.seconds.zero_()
+        cpu, queue = (min(part / wall, 1.0) if wall > 0 else 0.0 for part in (cpu, queue))
+        return {"cpu": cpu, "queue": queue, "disk": max(0.0, 1.0 - cpu - queue) if wall > 0 else 0.0}
+
+
+class Batches(Dataset):
+    """A data set whose items are batches, made by `load(item)`; what a user can mend comes back as an item too.
+
+    torch would wrap a raised `UserError` in the traceback of the worker. `dataset` is read by `load`, which calls
+    `reading(row)` before it opens a file.
+    """
+
+    board: Board | None = None
+
+    def __getitem__(self, item) -> Batch | UserError:
+        try:
+            with _Clock(self.board):
+                return self.load(item)
+        except UserError as error:
+            return error
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return OutOfMemory(
+                f"not enough memory to load a batch ({_first_line(error)}): lower DATALOADER.NUM_WORKERS, "
+                "SOLVER.IMS_PER_BATCH or INPUT.MAX_SIZE_TRAIN; in a container raise its shared memory (--shm-size)"
+            )
+
+    def load(self, item) -> Batch:
+        """Return the batch of `item`; raises `UserError`."""
+        raise NotImplementedError
+
+    def file(self, row: int) -> Path:
+        """Return the path of image `row`."""
+        return self.dataset.file(row)
+
+    def reading(self, row: int) -> None:
+        """Note which image is read next."""
+        if self.board is not None:
+            self.board.reading[_worker()] = row
+
+
+class BatchLoader(DataLoader):
+    """A `DataLoader` over `Batches`: their errors are raised here, and a dead worker is explained.
+
+    torch may raise the death of a worker anywhere in this process, not only here: see `explained`.
+    """
+
+    _pids: dict[int, int] = {}  # noqa: RUF012  process id -> number of the worker; replaced, never changed
+
+    def __init__(self, batches: Batches, order, workers: int, pin_memory: bool = False):
+        batches.board = Board(max(1, workers))
+        super().__init__(
+            batches,
+            batch_size=None,  # an item is a batch already
+            sampler=order,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            pin_memory=pin_memory,
+            worker_init_fn=_start_worker,
+            generator=torch.Generator(),  # its own: starting workers must not advance the generator of the training
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        iterator = self._start()
+        self._pids = {process.pid: number for number, process in enumerate(getattr(iterator, "_workers", ()))}
+        while True:
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                raise self.death(error) or error from None
+            if isinstance(item, UserError):
+                raise item
+            yield item
+
+    def _start(self) -> Iterator[Batch | UserError]:
+        """Start the workers while OpenCV has no threads here: a forked worker would wait for them forever."""
+        threads = cv2.getNumThreads()
+        cv2.setNumThreads(1)
+        try:
+            return super().__iter__()
+        finally:
+            cv2.setNumThreads(threads)
+
+    def death(self, error: RuntimeError) -> RunError | None:
+        """Return what torch's `error` about a worker that died means to a user; None when it is about something else.
+
+        The worker may be that of another loader; then the image that it was reading is not known.
+        """
+        found = _DEATH.search(str(error))
+        if found is None:
+            return None
+        name = _SIGNALS.get((found[2] or "").strip(), (found[2] or "").strip())
+        how = f"was ended by {name}" if name else "ended without a word"
+        numbers = [self._pids[pid] for pid in map(int, found[1].split(",")) if pid in self._pids]
+        rows = [int(self.dataset.board.reading[number]) for number in numbers]
+        files = ", ".join(str(self.dataset.file(row)) for row in rows if row >= 0)
+        last = f" The last image that it began to read is {files}." if files else ""
+        return RunError(f"a process that loads images (pid {found[1]}) {how}.{last} {_remedy(name)}")
+
+
+@contextlib.contextmanager
+def explained(loader: BatchLoader):
+    """Turn the death of a worker that torch reports inside the block, by a signal handler, into a `RunError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise loader.death(error) or error from None
+
+
+def _remedy(name: str) -> str:
+    if name == "SIGBUS":
+        return (
+            "There was no room in shared memory: in a container raise it (docker run --shm-size 8g), or lower "
+            "DATALOADER.NUM_WORKERS"
+        )
+    if name in ("SIGSEGV", "SIGABRT"):
+        return (
+            "A decoder crashed: look at that file with another program and take it out of the json; "
+            "DATALOADER.NUM_WORKERS 0 shows where"
+        )
+    return (
+        "Mostly the system does that when memory runs out (`dmesg` then says: Out of memory): lower "
+        "DATALOADER.NUM_WORKERS, or SOLVER.IMS_PER_BATCH with a higher SOLVER.ACCUMULATE. --resume goes on from the "
+        "last checkpoint"
+    )
+
+
+class _Clock:
+    """Adds the time inside the block to the worker's row of the board."""
+
+    def __init__(self, board: Board | None):
+        self.board = board
+
+    def __enter__(self):
+        self.start = (time.perf_counter(), time.thread_time(), _seconds_in_queue())
+
+    def __exit__(self, *_):
+        if self.board is not None:
+            now = (time.perf_counter(), time.thread_time(), _seconds_in_queue())
+            spent = [after - before for after, before in zip(now, self.start, strict=True)]
+            self.board.seconds[_worker()] += torch.tensor(spent, dtype=torch.float64)
+
+
+def _seconds_in_queue() -> float:
+    """Return how long this thread was ready to run and had no core; 0 where the system does not tell (not Linux)."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_bytes().split()[1]) * 1e-9
+    except (OSError, IndexError, ValueError):
+        return 0.0
+
+
+def _worker() -> int:
+    info = get_worker_info()
+    return 0 if info is None else info.id
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _as_it_is(batch):
+    return batch
+
+
+def _start_worker(worker: int) -> None:
+    """One thread a worker (more fight over the cores); signals are for the training process, which ends the workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # a terminal and a cluster send them to the whole group
+        signal.signal(number, signal.SIG_IGN)
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+
+
+def waiting_advice(loader: BatchLoader, waited: float, cores: int) -> str:
+    """Return what to do when training waits for data for the share `waited` of its time.
+
+    cores: that this process and its workers may use. With w workers that are waited for, w / (1 - waited) would keep
+    up; the training process itself needs a core as well.
+    """
+    shares = loader.dataset.board.shares()
+    workers, most = loader.num_workers, max(1, cores - 1)
+    wanted = -(-workers // max(1 - waited, 0.01)) if workers else -(-waited // max(1 - waited, 0.01))
+    wanted = int(min(max(wanted, workers + 1), most))
+    waits = f"training waits for data {100 * waited:.0f} % of the time: "
+    spent = (
+        f"loading is {100 * shares['cpu']:.0f} % decoding and resizing, {100 * shares['disk']:.0f} % waiting for the "
+        f"disk, {100 * shares['queue']:.0f} % waiting for a core"
+    )
+    if wanted > workers:
+        return f"{waits}raise DATALOADER.NUM_WORKERS from {workers} to {wanted} ({spent})"
+    if shares["disk"] > max(shares["cpu"], shares["queue"]):
+        return f"{waits}{spent}; {workers} workers are enough for {cores} cores: copy the images to a faster disk"
+    smaller = "store the images no larger than INPUT.MAX_SIZE_TRAIN, with width, height and boxes in the json to match"
+    return f"{waits}{spent}; {workers} workers already take the {cores} cores of this process: {smaller}"
+
+
+def usable_cores(processes_here: int = 1) -> int:
+    """Return the cores that one of `processes_here` training processes of this machine may use, at least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, -(-int(quota) // int(period)))
+    except (OSError, ValueError):  # no limit, or no control groups
+        pass
+    return max(1, cores // processes_here)

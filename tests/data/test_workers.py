@@ -1,0 +1,155 @@
+"""Workers that die, run out of memory or are slow: each is named, with what to do about it."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+from loader_cases import config, take, write_nine_images
+
+from retinanet.data.coco import CocoDataset
+from retinanet.data.loader import build_test_loader, build_train_loader
+from retinanet.data.reread import files_of, read_step
+from retinanet.data.workers import Batches, BatchLoader, explained, usable_cores, waiting_advice
+from retinanet.errors import RunError
+from retinanet.utils.memory import OutOfMemory
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_nine_images(folder)
+    return CocoDataset(folder, folder / "x.json")
+
+
+class Made(Batches):
+    """Batches made by a function of the item."""
+
+    def __init__(self, make):
+        self.make = make
+
+    def load(self, item):
+        return self.make(item)
+
+
+DEATHS = [  # what torch says, in its words
+    ("DataLoader worker (pid 77) is killed by signal: Killed. ", "was ended by SIGKILL", "memory runs out"),
+    ("DataLoader worker (pid 77) is killed by signal: Segmentation fault. ", "by SIGSEGV", "decoder crashed"),
+    ("DataLoader worker (pid 77) is killed by signal: Bus error. It is possible that", "by SIGBUS", "--shm-size"),
+    ("DataLoader worker (pid(s) 66, 77) exited unexpectedly", "(pid 66, 77) ended without a word", "memory runs out"),
+    ("DataLoader worker (pid 77) exited unexpectedly with exit code 1. Details are", "ended without a word", "memory"),
+]
+
+
+@pytest.mark.parametrize(("error", "how", "remedy"), DEATHS)
+def test_a_dead_worker_is_explained_with_the_image_it_read(dataset, error, how, remedy):
+    loader = build_train_loader(config(DATALOADER__NUM_WORKERS=2), dataset)
+    loader._pids = {76: 0, 77: 1}
+    loader.dataset.board.reading[:] = torch.tensor([5, 3])
+    with pytest.raises(RunError) as caught, explained(loader):
+        raise RuntimeError(error)
+    for part in (how, remedy, f"The last image that it began to read is {dataset.file(3)}."):
+        assert part in str(caught.value)
+    assert caught.value.status == 1
+
+
+def test_a_worker_of_another_loader_is_explained_without_an_image(dataset):
+    loader = build_test_loader(config(), dataset)
+    assert "began to read" not in str(loader.death(RuntimeError(DEATHS[0][0])))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("build", [build_train_loader, build_test_loader])
+def test_workers_tell_which_image_they_read(dataset, workers, build):
+    loader = build(config(DATALOADER__NUM_WORKERS=workers), dataset)
+    take(loader, 2)
+    assert (loader.dataset.board.reading >= 0).all()
+
+
+def test_other_errors_pass_through_unchanged(dataset):
+    loader = build_train_loader(config(), dataset)
+    with pytest.raises(RuntimeError, match="^shapes do not fit$"), explained(loader):
+        raise RuntimeError("shapes do not fit")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    "make", [lambda item: torch.empty(2**60), lambda item: np.empty(2**56, np.uint8)], ids=["torch", "numpy"]
+)
+def test_a_batch_that_does_not_fit_into_memory_says_what_to_lower(make, workers):
+    with pytest.raises(OutOfMemory, match="not enough memory to load a batch .*lower DATALOADER.NUM_WORKERS") as caught:
+        take(BatchLoader(Made(make), [0], workers), 1)
+    assert "\n" not in str(caught.value) and caught.value.status == 2
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_time_in_workers_is_told_apart(workers):
+    def wait(item):
+        time.sleep(0.1)
+
+    def compute(item):
+        end = time.thread_time() + 0.1
+        while time.thread_time() < end:
+            pass
+
+    waiting, computing = BatchLoader(Made(wait), range(4), workers), BatchLoader(Made(compute), range(4), workers)
+    take(waiting, 4)
+    take(computing, 4)
+    shares = waiting.dataset.board.shares()
+    assert shares["disk"] > 0.6 and shares["cpu"] < 0.2
+    shares = computing.dataset.board.shares()
+    assert shares["disk"] < 0.3 and shares["cpu"] + shares["queue"] > 0.7  # other processes may hold the cores
+    assert computing.dataset.board.shares() == {"cpu": 0.0, "queue": 0.0, "disk": 0.0}  # since the last call
+
+
+def advice(workers: int, waited: float, cores: int, seconds: tuple[float, float, float]) -> str:
+    loader = BatchLoader(Made(None), [], workers)
+    loader.dataset.board.seconds[0] = torch.tensor(seconds)
+    return waiting_advice(loader, waited, cores)
+
+
+BUSY = (10.0, 8.0, 1.0)  # of 10 s: 8 on a core, 1 waiting for one, so 1 for the disk
+
+
+@pytest.mark.parametrize(
+    ("workers", "waited", "cores", "seconds", "said"),
+    [
+        # two workers feed 62 % of the time, so 2 / 0.62 = 3.2 would feed all of it
+        (
+            2,
+            0.38,
+            8,
+            BUSY,
+            "waits for data 38 % of the time: raise DATALOADER.NUM_WORKERS from 2 to 4 (loading is 80 %",
+        ),
+        (0, 0.38, 8, BUSY, "from 0 to 1"),  # loading takes 0.38 / 0.62 of a step
+        (0, 0.75, 8, BUSY, "from 0 to 3"),
+        (4, 0.9, 8, BUSY, "from 4 to 7"),  # of 8 cores one is for training
+        (7, 0.5, 8, BUSY, "7 workers already take the 8 cores of this process: store the images no larger"),
+        (7, 0.5, 8, (10.0, 1.0, 1.0), "80 % waiting for the disk, 10 % waiting for a core; 7 workers are enough"),
+        (1, 0.5, 1, (10.0, 1.0, 1.0), "copy the images to a faster disk"),
+    ],
+)
+def test_slow_data_gets_advice_with_a_number(workers, waited, cores, seconds, said):
+    assert said in advice(workers, waited, cores, seconds)
+
+
+def test_cores_are_shared_by_the_processes_of_a_machine():
+    assert usable_cores() >= usable_cores(2) >= 1
+    assert usable_cores(10_000) == 1
+
+
+@pytest.mark.parametrize(("accumulate", "world_size"), [(1, 1), (2, 1), (1, 2), (2, 2)])
+def test_a_step_read_again_equals_what_every_rank_got(dataset, accumulate, world_size):
+    cfg = config(SOLVER__ACCUMULATE=accumulate)
+    loaders = [build_train_loader(cfg, dataset, 0, rank, world_size) for rank in range(world_size)]
+    expected = [take(loader, 6 * accumulate)[5 * accumulate :] for loader in loaders]
+    started_later = build_train_loader(cfg, dataset, 3 * accumulate, 0, world_size)
+    again = read_step(started_later, 5)
+    assert [len(batches) for batches in again] == [accumulate] * world_size
+    for ours, theirs in zip(again, expected, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            assert one.image_ids == other.image_ids
+            assert torch.equal(one.images, other.images) and torch.equal(one.gt_boxes, other.gt_boxes)
+    ids = again[0][0].image_ids
+    assert files_of(started_later, ids) == [str(dataset.images_dir / f"{image_id - 100}.png") for image_id in ids]
