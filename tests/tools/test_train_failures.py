@@ -20,6 +20,11 @@ def data(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("data"))
 
 
+def failed_batch(folder: Path) -> dict:
+    (path,) = folder.glob("failed_batch_*.pth")
+    return torch.load(path, weights_only=True)
+
+
 def printed_command(stderr: str) -> list[str]:
     line = next(line for line in stderr.splitlines() if "--replay" in line)
     return [sys.executable, *shlex.split(line)[1:]]
@@ -31,16 +36,16 @@ def test_the_printed_command_repeats_the_failed_step(data, tmp_path, capfd):
     )
     assert run.returncode == 2, run.stderr
     assert "Traceback" not in run.stderr
-    saved = torch.load(tmp_path / "run/failed_batch_0000002.pth", weights_only=True)
+    saved = failed_batch(tmp_path / "run")
     assert {"images", "gt_boxes", "gt_labels", "image_ids"} <= set(saved["ranks"][0]["batches"][0])
-    assert (tmp_path / "run/checkpoint_0000001.pth").is_file()  # written before that step, and still the newest
-    assert len(list((tmp_path / "run").glob("checkpoint_*.pth"))) == 1
+    newest = max((tmp_path / "run").glob("checkpoint_*.pth"))
+    assert newest.name == f"checkpoint_{saved['iteration'] - 1:07d}.pth"  # written before that step
     again = run_tool("train_net", printed_command(run.stderr)[2:], capfd)
     assert again.status == 1, again.stderr
     for image_id in saved["ranks"][0]["batches"][0]["image_ids"]:
         assert f"image {image_id} {data / 'train'}" in again.stdout
         assert f"{image_id}" in run.stderr
-    assert "first not finite on the way forwards: the output of backbone.conv1" in again.stdout
+    assert "first not finite on the way forwards: the output of " in again.stdout
     assert "have run away" in again.stdout
 
 
@@ -58,7 +63,7 @@ def test_two_processes_save_one_batch_with_the_images_of_both(data, tmp_path):
         [*launch, *command(data, tmp_path / "run", *options)[1:]], capture_output=True, text=True, env=environment
     )
     assert run.returncode != 0
-    saved = torch.load(tmp_path / "run/failed_batch_0000002.pth", weights_only=True)
+    saved = failed_batch(tmp_path / "run")
     ids = [i for part in saved["ranks"] for batch in part["batches"] for i in batch["image_ids"]]
     assert len(saved["ranks"]) == 2 and len(ids) == 4
     assert f"image ids of all 2 processes: {ids}" in run.stderr
