@@ -110,6 +110,8 @@ def to_coco(
     owners = [image_id for image_id, count in zip(image_ids, counts, strict=True) for _ in range(count)]
     boxes = _to_host(detections, "boxes").double()
     boxes[:, 2:] += extra - boxes[:, :2]  # in float64: rounded once, by the reader
+    # Detectron's boxes thinner than a pixel turn inside out when a shrunk image is scaled back; they match nothing
+    boxes[:, 2:].clamp_(min=0)
     labels, scores = _to_host(detections, "labels").tolist(), _to_host(detections, "scores").double().tolist()
     assert all(0 <= label < len(category_ids) for label in labels), (len(category_ids), max(labels))
     return [

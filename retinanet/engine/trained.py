@@ -137,9 +137,12 @@ def build_classes(cfg) -> list[dict]:
     """Return the classes of weights that do not carry them: {"id", "name"} for each label.
 
     From `MODEL.WEIGHTS_CLASSES` and, for the ids, from the first of `DATASETS.TEST` when its annotations are there;
-    else numbers from 1 on, as many as `MODEL.NUM_CLASSES`.
+    else numbers from 1 on, as many as `MODEL.NUM_CLASSES`. When that is 0, a data set whose classes are all among
+    those of the weights decides: the other rows are left out.
     """
     listed, known = list(cfg.MODEL.WEIGHTS_CLASSES), build_categories(cfg)
+    if not cfg.MODEL.NUM_CLASSES and known and {entry["name"] for entry in known} <= set(listed):
+        return known  # torchvision's 91 rows hold COCO's 80 classes
     count = cfg.MODEL.NUM_CLASSES or len(listed) or len(known)
     if not count:
         raise UserError("MODEL.NUM_CLASSES: is 0 and these weights do not tell; set it, or MODEL.WEIGHTS_CLASSES")

@@ -68,6 +68,12 @@ def test_detectron_boxes_hold_their_last_pixel():
     assert row["bbox"] == [1, 2, 4, 7]
 
 
+def test_a_box_turned_inside_out_by_scaling_has_no_extent():
+    """Detectron's y2 = y1 + h - 1 of h 0.3, on an image that was shrunk to a quarter: 4 * (0.3 - 1) + 1 = -1.8."""
+    (row,) = to_coco([found([[4, 8, 10, 5.2]], [0], [0.5])], [1], (1,), plus_one=True)
+    assert row["bbox"] == [4, 8, 7, 0]
+
+
 def test_results_survive_json_unchanged():
     values = np.random.default_rng(0).random(4).astype(np.float32)
     rows = to_coco([found([[0.1, 0.2, *(values[:2] + 1)]], [0], [values[3]])], [1], (1,))
@@ -160,7 +166,7 @@ def test_evaluation_of_two_sets_reports_the_first_and_prefixes_the_second(tmp_pa
     monkeypatch.setattr(evaluation, "build_test_loader", lambda cfg, dataset, rank, world_size: [batch(1, 3)])
     first, second = Pictures(tmp_path), Pictures(tmp_path)
     second.name = "more"
-    cfg = SimpleNamespace(TEST=SimpleNamespace(EVALUATOR="pycocotools"), SOLVER=SimpleNamespace(AMP="fp16"))
+    cfg = SimpleNamespace(TEST=SimpleNamespace(EVALUATOR="pycocotools", AMP="auto"), SOLVER=SimpleNamespace(AMP="fp16"))
     pages, curves = [], []
     writer = SimpleNamespace(
         image=lambda iteration, name, picture: pages.append((iteration, name, picture)),

@@ -1,11 +1,13 @@
 """A trained model detects the same with its norms folded and as it was trained."""
 
+import json
+
 import pytest
 import torch
 
-from retinanet.config.load import dump_config, load_config
+from retinanet.config.load import dump_config, load_config, load_config_text
 from retinanet.engine.checkpoint import write_checkpoint
-from retinanet.engine.trained import build_trained
+from retinanet.engine.trained import build_classes, build_trained
 from retinanet.errors import UserError
 from retinanet.layers.norm import NORMS
 from retinanet.modeling.build import build_model
@@ -65,3 +67,23 @@ def test_weights_of_another_architecture_are_refused_by_name(tmp_path):
     cfg.freeze()
     with pytest.raises(UserError, match="head.cls_convs.1.weight is missing"):
         build_trained(cfg, path)
+
+
+@pytest.mark.parametrize(
+    ("categories", "num_classes", "expected"),
+    [
+        ({7: "cat", 3: "person"}, 0, [(3, "person"), (7, "cat")]),
+        ({7: "cat", 3: "person"}, 3, [(1, "__background__"), (2, "person"), (3, "cat")]),
+        ({7: "cat", 3: "cow"}, 0, [(1, "__background__"), (2, "person"), (3, "cat")]),
+    ],
+)
+def test_num_classes_0_takes_the_classes_of_the_data_when_the_weights_have_them(
+    tmp_path, categories, num_classes, expected
+):
+    rows = [{"id": number, "name": name} for number, name in categories.items()]
+    (tmp_path / "gt.json").write_text(json.dumps({"images": [], "annotations": [], "categories": rows}))
+    (tmp_path / "catalog.yaml").write_text("small: {images: ., annotations: gt.json}\n")
+    options = ["DATASETS.CATALOG", str(tmp_path / "catalog.yaml"), "DATASETS.TEST", "small"]
+    options += ["MODEL.WEIGHTS_CLASSES", "__background__,person,cat", "MODEL.NUM_CLASSES", str(num_classes)]
+    found = build_classes(load_config_text("", "test", options))
+    assert [(entry["id"], entry["name"]) for entry in found] == expected
