@@ -165,8 +165,8 @@ def describe(sources: list[Source]) -> str:
     if not isinstance(sources[0].path, Path):
         return f"camera {sources[0].path} until Ctrl-C"
     videos = sum(source.is_video for source in sources)
-    counts = {"pictures": len(sources) - videos, "videos": videos}
-    return " and ".join(f"{count} {name}" for name, count in counts.items() if count)
+    counts = {"picture": len(sources) - videos, "video": videos}
+    return " and ".join(f"{count} {name}{'s' * (count != 1)}" for name, count in counts.items() if count)
 
 
 def load_detector(args: argparse.Namespace, opts: list[str]) -> tuple[Detector, bool]:

@@ -44,10 +44,10 @@ class Drawn:
         self.close()
 
     def __str__(self) -> str:
-        frames = f"{self.video_frames} frames of video"
+        frames = f"{self.video_frames} frame{'s' * (self.video_frames != 1)} of video"
         if self.video_frames and not self.pictures:
             return frames
-        return f"{self.pictures} pictures" + (f" and {frames}" if self.video_frames else "")
+        return f"{self.pictures} picture{'s' * (self.pictures != 1)}" + (f" and {frames}" if self.video_frames else "")
 
 
 def write_picture(path: Path, image: np.ndarray) -> None:

@@ -44,7 +44,7 @@ def truth_pictures(batch: Batch, names: Sequence[str], channel_order: str, plus_
     for place, image in enumerate(batch_images(batch, channel_order)):
         boxes, labels = _truth(batch, place, plus_one)
         picture = draw_detections(image, boxes, labels, None, names, MIN_SIDE)
-        caption = f"image {batch.image_ids[place]}: {len(labels)} boxes, {image.shape[1]} x {image.shape[0]}"
+        caption = f"image {batch.image_ids[place]}: {_count(len(labels))}, {image.shape[1]} x {image.shape[0]}"
         shown.append(Shown(caption, picture))
     return shown
 
@@ -122,9 +122,13 @@ def comparison(
     boxes, labels, scores = _xyxy(kept.boxes[found]), kept.labels[found], kept.scores[found]
     numbers = f"{counts.right[place]} right, {counts.false[place]} false, {counts.missed[place]} missed"
     return [
-        Shown(f"image {truth.image_ids[place]}: {len(here)} boxes", left),
+        Shown(f"image {truth.image_ids[place]}: {_count(len(here))}", left),
         Shown(numbers, draw_detections(image, boxes, labels, scores, names, MIN_SIDE, outcomes)),
     ]
+
+
+def _count(boxes: int) -> str:
+    return f"{boxes} box{'es' * (boxes != 1)}"
 
 
 def _xyxy(xywh: np.ndarray) -> np.ndarray:

@@ -45,7 +45,7 @@ def test_images_are_those_of_the_batch_without_padding(order):
 def test_boxes_of_a_batch_are_drawn_where_they_are():
     batch = batch_of(torch.zeros(1, 3, 256, 320, dtype=torch.uint8), [(256, 320)], [[40.0, 60, 200, 240]], [1])
     (shown,) = truth_pictures(batch, ["cat", "dog"], "BGR")
-    assert shown.caption == "image 0: 1 boxes, 320 x 256"
+    assert shown.caption == "image 0: 1 box, 320 x 256"
     assert shown.image[150, 40].tolist() == shown.image[150, 199].tolist() == [*class_colour(1)]
     assert not shown.image[150, 200].any() and not shown.image[150, 39].any()
     (shown,) = truth_pictures(batch, ["cat", "dog"], "BGR", plus_one=True)  # x2 = 200 is inside

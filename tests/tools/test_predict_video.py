@@ -51,8 +51,8 @@ def test_a_video_is_drawn_frame_by_frame_with_numbered_results(predict, clip, ch
     cv2.imwrite("b.png", np.zeros((240, 320, 3), np.uint8))
     words = [clip.name, "b.png", "--output", "out", "--score", "0", "TEST.MAX_DETS", "2"]
     predict.main(["--weights", str(checkpoint), *words])
-    assert "1 pictures and 1 videos" in (said := capsys.readouterr()).out
-    assert "1 pictures and 5 frames of video" in said.out and "6/6" in said.err  # progress knows the frames
+    assert "1 picture and 1 video," in (said := capsys.readouterr()).out
+    assert "1 picture and 5 frames of video" in said.out and "6/6" in said.err  # progress knows the frames
     assert [(row["file_name"], row.get("frame"), row["image_id"]) for row in rows()[::2]] == [
         *((clip.name, number, number + 1) for number in range(5)),
         ("b.png", None, 6),

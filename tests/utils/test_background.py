@@ -23,21 +23,31 @@ def test_no_more_than_depth_and_one_items_wait():
 
     source = in_background(items(), 3)
     next(source)
-    time.sleep(0.3)
-    assert len(made) == 1 + 3 + 1  # taken, in the queue, in the hand of the thread
+    wait_for(lambda: len(made) >= 1 + 3 + 1)  # taken, in the queue, in the hand of the thread
+    time.sleep(0.2)
+    assert len(made) == 5
     source.close()
 
 
-def test_items_are_made_while_the_caller_works():
+def test_the_next_item_is_made_while_the_caller_works():
+    made = []
+
     def items():
-        for number in range(5):
-            time.sleep(0.05)
+        for number in range(2):
+            made.append(number)
             yield number
 
-    start = time.perf_counter()
-    for _ in in_background(items(), 2):
-        time.sleep(0.05)
-    assert time.perf_counter() - start < 0.45  # one after another: 0.5
+    for number in in_background(items(), 2):
+        wait_for(lambda: len(made) == 2)  # without a thread the second would wait for the end of this pass
+        assert number in (0, 1)
+
+
+def wait_for(condition) -> None:
+    """Wait until `condition()` holds; a failure when it does not within ten seconds."""
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_an_error_comes_after_the_items_before_it():
