@@ -23,12 +23,20 @@ def write_atomically(path: Path, write) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as RuntimeError
+    except (OSError, RuntimeError) as error:
         with contextlib.suppress(OSError):  # it may never have been made, below a parent that is a file
             partial.unlink()
-        if isinstance(error, RuntimeError) and "write" not in str(error):
+        cause = _system_error(error)
+        if cause is None:
             raise
-        raise not_written(path, error) from error
+        raise not_written(path, cause) from error
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """Return the `OSError` that led to `error`: torch's writer ends in a RuntimeError of its own on a full disk."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def not_written(path: Path, error: Exception) -> UserError:
