@@ -6,8 +6,6 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from weights.cases import (
     AFFINE,
     BN,
@@ -30,7 +28,6 @@ from retinanet.errors import UserError
 from retinanet.weights import recognise as recognise_module
 from retinanet.weights.compare import Inputs
 from retinanet.weights.load import build_weights, load_weights
-from retinanet.weights.source import AnchorOrder
 
 
 def test_a_state_dict_of_the_same_model_matches_whole(tmp_path):
@@ -300,50 +297,3 @@ def test_the_configuration_reaches_the_loader(tmp_path):
     report = build_weights(cfg, make_model(*R18, *BN))
     assert report.converted == ["backbone.conv1.weight"]
     assert len(report.warnings) == 2  # the default deviation of 1 and stride of Detectron
-
-
-def test_a_missing_file_names_the_nearest_alias():
-    with pytest.raises(UserError, match=r"there is no file 'detectron:/R-50'; did you mean 'detectron://R-50'"):
-        load_weights(make_model(*R18), "detectron:/R-50")
-
-
-@pytest.fixture(scope="module")
-def small_state() -> dict[str, torch.Tensor]:
-    return make_model(*R18, *BN).state_dict()
-
-
-@pytest.fixture(scope="module")
-def small_models() -> list[torch.nn.Module]:
-    return [make_model(*R18, *norm) for norm in (BN, AFFINE, FROZEN, GN)]
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_any_state_dict_is_loaded_or_refused(data, small_state, small_models, tmp_path):
-    """Tensors of wrong shapes, kinds and names end in a report or in a `UserError`, and in nothing else."""
-    state = dict(small_state)
-    for _ in range(data.draw(st.integers(1, 3))):
-        name = data.draw(st.sampled_from(sorted(state)))
-        shape = data.draw(st.sampled_from([(), (1,), (3,), (0,), (27,), (64,), (2, 3), (64, 1, 1, 1), (1, 64, 1, 1)]))
-        dtype = data.draw(st.sampled_from([torch.float32, torch.float16, torch.int64, torch.bool, torch.complex64]))
-        action = data.draw(st.sampled_from(["replace", "drop", "rename", "transpose"]))
-        if action == "replace":
-            state[name] = torch.zeros(shape, dtype=dtype)
-        elif action == "transpose":
-            state[name] = state[name].flatten().flip(0)
-        else:
-            value = state.pop(name)
-            if action == "rename":
-                state[name[::-1]] = value
-    order = AnchorOrder("torchvision", (0.5, 1.0, 2.0), 3, True)
-    model = data.draw(st.sampled_from(small_models))
-    try:
-        report = load_weights(
-            model,
-            write(tmp_path / "w.pth", state),
-            inputs=Inputs("BGR", anchors=order),
-            allow_missing=data.draw(st.booleans()),
-        )
-        assert_complete(report, model, set(state))
-    except UserError:
-        pass

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from fuzz_profile import count, tried
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
@@ -250,7 +251,7 @@ def originals(tmp_path_factory) -> dict[str, bytes]:
     return whole | {path.stem: path.read_bytes() for path in FILES.glob("python2_*.pkl")}
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@tried(400)
 @given(data=st.data())
 def test_mutated_files_are_read_or_refused_and_nothing_else(data, originals, tmp_path, peak_below):
     kind = data.draw(st.sampled_from(sorted(originals)))
@@ -274,11 +275,13 @@ def test_mutated_files_are_read_or_refused_and_nothing_else(data, originals, tmp
         try:
             for tensor in read_weights(path).tensors.values():
                 assert tensor.numel() * tensor.element_size() <= len(mutated)
+            count("weights, bytes", "right")
         except UserError as error:
             assert str(path) in str(error)
+            count("weights, bytes", "refused")
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@tried(300)
 @given(start=st.sampled_from([b"\x80\x02", b"\x80\x04", b"(", b"}", b"]", b"c", b"PK\x03\x04", b""]), rest=st.binary())
 def test_random_bytes_are_refused(start, rest, tmp_path):
     (tmp_path / "random").write_bytes(start + rest)

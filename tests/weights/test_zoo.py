@@ -5,9 +5,11 @@ import re
 import pytest
 import torchvision
 from conftest import ROOT
+from weights.cases import R18, make_model
 
 from retinanet.config import load_config
 from retinanet.errors import UserError
+from retinanet.weights.load import load_weights
 from retinanet.weights.zoo import ZOO, resolve
 
 DETECTORS = {name: entry for name, entry in ZOO.items() if entry.is_coco}
@@ -89,3 +91,8 @@ def test_the_table_in_the_docs_lists_all_of_them():
         cells = [cell.strip() for cell in rows[name].split("|")]
         assert str(entry.ap) in cells
         assert f"python tools/test_net.py --config configs/{entry.config}" in rows[name]
+
+
+def test_a_missing_file_names_the_nearest_alias():
+    with pytest.raises(UserError, match=r"there is no file 'detectron:/R-50'; did you mean 'detectron://R-50'"):
+        load_weights(make_model(*R18), "detectron:/R-50")
