@@ -3,9 +3,10 @@
 import copy
 import json
 
+import numpy as np
 import pytest
 from doctor_cases import clean, write_images, write_json
-from fuzz_profile import tried
+from fuzz_profile import count, tried
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -75,11 +76,16 @@ def answer(place, content):
     assert [str(one) for one in quick_check(source)] == [str(one) for one in report.findings if one.severity != "info"]
     if not errors(report.findings):
         check_usable(place, path)
+        count("COCO json, values", "right")
+    else:
+        count("COCO json, values", "refused")
     try:
         repair(report)
     except UserError as error:
         assert "cannot be repaired" in str(error)
+        count("COCO json, --fix", "refused")
         return
+    count("COCO json, --fix", "right")
     write_repaired(report, place / "fixed.json")
     again = examine(Source("fixed", place / "fixed.json", place / "images"))
     assert not errors(again.findings) and not any(finding.fix for finding in again.findings)
@@ -88,11 +94,17 @@ def answer(place, content):
 
 
 def check_usable(place, path):
-    dataset = CocoDataset(place / "images", path)
-    for i in range(len(dataset)):
-        boxes, (height, width) = dataset.target(i)["boxes"], dataset.image_size(i)
-        assert (boxes[:, 2:] > boxes[:, :2]).all() and (boxes >= 0).all()
-        assert (boxes[:, 2] <= width).all() and (boxes[:, 3] <= height).all()
+    """What is loaded equals what a few lines of Python read in the json: boxes in their order, clipped, no crowds."""
+    dataset, content = CocoDataset(place / "images", path), json.loads(path.read_bytes())
+    labels = {number: label for label, number in enumerate(sorted(entry["id"] for entry in content["categories"]))}
+    for i, image in enumerate(content["images"]):
+        target, sides = dataset.target(i), np.array([image["width"], image["height"]] * 2)
+        rows = [row for row in content["annotations"] if row["image_id"] == image["id"] and not row.get("iscrowd")]
+        xywh = np.array([row["bbox"] for row in rows], dtype=np.float64).reshape(-1, 4)
+        corners = np.clip(np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1), 0, sides)
+        np.testing.assert_array_equal(target["boxes"].numpy(), corners.astype(np.float32))
+        assert target["labels"].tolist() == [labels[row["category_id"]] for row in rows]
+        assert (target["boxes"][:, 2:] > target["boxes"][:, :2]).all()
     ground_truth(path)
 
 
@@ -117,3 +129,4 @@ def test_any_bytes_are_answered(place, data, cut, at, flip):
         (place / "b.json").write_bytes(content)
         report = examine(Source("b", place / "b.json", place / "images"))
         assert json.dumps(report.as_dict())
+        count("COCO json, bytes", "refused" if errors(report.findings) else "right")
