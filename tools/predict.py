@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
                     drawn.write(frame, draw_detections(frame.image, *shown, detector.names, MIN_SIDE))
                 bar.update(len(batch))
         except KeyboardInterrupt:
-            tqdm.write(f"interrupted: {drawn} are whole in {output}", file=sys.stderr)
+            tqdm.write(f"interrupted; {output} holds {drawn}", file=sys.stderr)
             if args.camera is None:
                 raise
         finally:
