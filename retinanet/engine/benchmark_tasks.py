@@ -178,10 +178,18 @@ def slow_down(optimizer: torch.optim.Optimizer) -> None:
 
 @torch.no_grad()
 def settle(model: nn.Module, batches: list[Batch]) -> None:
-    """Let norms with statistics see some batches, so that activations in evaluation have the size that they should."""
+    """Let norms with statistics see some batches, so that activations in evaluation have the size that they should.
+
+    Single images go in pairs: the last levels of a small one have one value per channel, and so no variance.
+    """
     model.train()
-    for batch in batches[:2]:
-        model(model.normalize(batch.images, batch.image_sizes))
+    pair = 1 if len(batches[0]) > 1 else 2
+    for start in (0, pair):
+        images, sizes = (
+            torch.cat([getattr(batch, name) for batch in batches[start : start + pair]])
+            for name in ("images", "image_sizes")
+        )
+        model(model.normalize(images, sizes))
     model.eval()
 
 
