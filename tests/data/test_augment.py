@@ -204,3 +204,20 @@ def test_an_unreadable_image_inside_a_mosaic_is_replaced_and_counted(tmp_path):
     assert loader.dataset.bad_images() == [4]
     with pytest.raises(UserError, match="4.png"):
         take(build_train_loader(config(INPUT__AUGMENT__MOSAIC=1.0), dataset), 6)
+
+
+@pytest.mark.parametrize("mode", ["cv2", "cv2_float", "pil", "torchvision"])
+def test_images_of_a_pixel_survive_everything(tmp_path, mode):
+    sizes = [(1, 1), (1, 50), (50, 1), (2, 2)]
+    images, annotations = [], []
+    for row, (height, width) in enumerate(sizes):
+        cv2.imwrite(str(tmp_path / f"{row}.png"), np.zeros((height, width, 3), np.uint8))
+        images.append({"id": row, "file_name": f"{row}.png", "width": width, "height": height})
+        annotations.append({"image_id": row, "category_id": 1, "bbox": [0, 0, width, height]})
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "x"}]}
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    cfg = config(**EVERYTHING, INPUT__RESIZE=mode)
+    cfg.INPUT.MIN_SIZE_TRAIN = (1, 24)
+    for batch in take(build_train_loader(cfg, CocoDataset(tmp_path, tmp_path / "x.json")), 12):
+        boxes = batch.gt_boxes[batch.gt_labels != PAD_LABEL]
+        assert boxes.isfinite().all() and (boxes[:, 2:] > boxes[:, :2]).all()

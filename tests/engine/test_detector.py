@@ -1,5 +1,6 @@
 """`retinanet.load`: a checkpoint or a configuration becomes a function of pictures."""
 
+import json
 import subprocess
 import sys
 
@@ -10,13 +11,16 @@ import torch
 from conftest import ROOT
 
 import retinanet
-from retinanet.config.load import dump_config, load_config_text
+from retinanet.config.load import dump_config, load_config, load_config_text
+from retinanet.data.coco import CocoDataset
 from retinanet.data.image import ImageError
+from retinanet.data.loader import build_test_loader
 from retinanet.engine.checkpoint import read_checkpoint, write_checkpoint
 from retinanet.engine.detector import as_picture
+from retinanet.engine.evaluate import predict
 from retinanet.engine.trained import build_trained, evaluated_weights
 from retinanet.errors import UserError
-from retinanet.modeling.build import build_model
+from retinanet.modeling.build import build_model, build_postprocess
 
 CLASSES = [{"id": 3, "name": "cat"}, {"id": 8, "name": "dog"}]
 TINY = """
@@ -156,6 +160,18 @@ def test_scales_see_each_size_and_keep_to_the_picture(detector, folder):
         assert (found["boxes"] >= 0).all() and (found["boxes"] <= torch.tensor([width, height, width, height])).all()
         assert len(found["scores"]) <= 20 and found["scores"][0] >= single["scores"][0] - 1e-6
         assert (found["scores"].diff() <= 0).all()
+
+
+def test_evaluation_with_augmentation_gives_what_the_detector_gives(folder):
+    both = augmented(folder, FLIP=True, SCALES=[1.0, 1.5])
+    images = [{"id": 7, "file_name": "wide.png", "width": 90, "height": 60}]
+    (folder / "x.json").write_text(json.dumps({"images": images, "annotations": [], "categories": CLASSES}))
+    cfg = load_config(folder / "augmented.yaml", ["DATALOADER.NUM_WORKERS", "0"])
+    loader = build_test_loader(cfg, CocoDataset(folder, folder / "x.json"))
+    rows = predict(both.model, loader, build_postprocess(cfg), torch.device("cpu"), (3, 8))
+    found = both(folder / "wide.png")
+    assert [row["score"] for row in rows] == pytest.approx(found["scores"].tolist(), abs=1e-6)
+    assert {row["image_id"] for row in rows} == {7}
 
 
 def test_configuration_with_weights_equals_the_checkpoint(detector, folder):
