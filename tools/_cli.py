@@ -6,6 +6,7 @@ Import this module first: it makes `retinanet` importable from any directory, wi
 import argparse
 import os
 import sys
+import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -13,15 +14,25 @@ sys.path.insert(0, str(ROOT))
 
 from retinanet.config.check import check_config  # noqa: E402
 from retinanet.config.load import load_config  # noqa: E402
-from retinanet.errors import UserError  # noqa: E402
+from retinanet.errors import UserError, nearest  # noqa: E402
 from retinanet.layers.norm import NORMS  # noqa: E402
 from retinanet.modeling.backbone import BACKBONES  # noqa: E402
 from retinanet.utils import distributed  # noqa: E402
+from retinanet.utils.log import record_failure  # noqa: E402
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a mistake on the command line like any other mistake of the user: in one line, status 2."""
+
+    def error(self, message: str):
+        unknown = message.partition("unrecognized arguments: ")[2].split(" ")[0]
+        options = [option for action in self._actions for option in action.option_strings]
+        raise UserError(f"{message}{nearest(unknown, options) if unknown else ''}; --help shows what {self.prog} takes")
 
 
 def parser(description: str, examples: str, config: bool = True) -> argparse.ArgumentParser:
     """Return a parser with `--config FILE` and trailing `KEY VALUE` pairs; add the tool's own flags to it."""
-    made = argparse.ArgumentParser(
+    made = _Parser(
         description=description, epilog=f"examples:\n{examples}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
     if config:
@@ -47,12 +58,16 @@ def load(args: argparse.Namespace, training: bool = True):
 
 
 def run(main) -> None:
-    """Run `main` and end the process: 0 on success, 2 and one message for a mistake of the user, 1 otherwise."""
+    """Run `main` and end the process: 0 on success, 2 and one message for a mistake of the user, 1 otherwise.
+
+    What ended a run is the last entry of its log.txt too.
+    """
     try:
         distributed.reported(main)()
     except UserError as error:
         rank = distributed.rank()
         print(f"error: {error}" if rank == 0 else f"error in process {rank}: {error}", file=sys.stderr)
+        record_failure(f"error: {error}")
         sys.exit(error.status)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -60,3 +75,6 @@ def run(main) -> None:
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except Exception:
+        record_failure(traceback.format_exc())
+        raise

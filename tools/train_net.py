@@ -6,6 +6,7 @@ from contextlib import closing
 from functools import partial
 
 import _cli
+import _dry_run
 import _replay
 
 from retinanet.config.check import check_device, check_world_size
@@ -42,6 +43,7 @@ from retinanet.utils.files import write_atomically
 from retinanet.utils.log import MetricsWriter, get_logger, start_logging
 
 EXAMPLES = """  python tools/train_net.py --config configs/quickstart.yaml
+  python tools/train_net.py --config configs/quickstart.yaml --dry-run
   python tools/train_net.py --config configs/retinanet_R50_gn_fpn.yaml SOLVER.IMS_PER_BATCH 2 OUTPUT_DIR output/gn
   python tools/train_net.py --config configs/retinanet_R50_gn_fpn.yaml OUTPUT_DIR output/gn --resume
   torchrun --nproc-per-node 8 tools/train_net.py --config configs/retinanet_R50_gn_fpn.yaml"""
@@ -51,7 +53,10 @@ def main(argv: list[str] | None = None) -> None:
     made = _cli.parser(__doc__, EXAMPLES)
     made.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of OUTPUT_DIR")
     made.add_argument("--replay", metavar="FILE", help="repeat the step that a failed_batch_*.pth was saved of")
+    made.add_argument("--dry-run", action="store_true", help="try a step of everything, memory and time; write nothing")
     args = _cli.parse(made, argv)
+    if args.dry_run:
+        sys.exit(_dry_run.rehearse(args, main))
     if args.replay:
         sys.exit(_replay.repeat(args))
     cfg, warnings = _cli.load(args)

@@ -31,6 +31,11 @@ def reported(main):
     return record(main)
 
 
+def launched() -> bool:
+    """Return whether this process was started as one of several, by `torchrun`."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def stop() -> None:
     """Leave the job, so that no process waits for this one."""
     if dist.is_initialized():

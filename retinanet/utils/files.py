@@ -44,7 +44,7 @@ def not_written(path: Path, error: Exception) -> UserError:
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, None)
     remedy = "free some space" if full else "check the folder and its permissions"
     reason = getattr(error, "strerror", None) or error
-    return UserError(f"{path}: cannot be written ({reason}); {remedy}, or choose another OUTPUT_DIR")
+    return UserError(f"{path}: cannot be written ({reason}); {remedy}, or choose another folder")
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Where numbers of a run go: the console and log.txt, metrics.jsonl, TensorBoard events."""
 
+import contextlib
 import errno
 import json
 import logging
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from retinanet.errors import UserError
 from retinanet.utils.files import not_written, write_atomically, writing
 
 _log = logging.getLogger(__name__)
@@ -48,6 +50,15 @@ class _LogFile(logging.FileHandler):
 def get_logger() -> logging.Logger:
     """Return the project's log, for the tools; modules of the package use their own name below it."""
     return logging.getLogger("retinanet")
+
+
+def record_failure(message: str) -> None:
+    """Append what ended a run to its log.txt alone, for it is on the console already; no run, or no room: nothing."""
+    record = logging.LogRecord("retinanet", logging.ERROR, "", 0, message, None, None)
+    for handler in list(get_logger().handlers):
+        if isinstance(handler, _LogFile):
+            with contextlib.suppress(UserError):  # the disk is full: perhaps that is what the message says
+                handler.handle(record)
 
 
 def start_logging(folder: Path | None = None, console: bool = True) -> None:

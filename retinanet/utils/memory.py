@@ -52,6 +52,13 @@ def peak(device: torch.device) -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def in_use(device: torch.device) -> int:
+    """Return what this process takes now: of the GPU by tensors, or of main memory altogether."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return _field(_SYSTEM / "self/status", "VmRSS")
+
+
 def available(device: torch.device) -> int:
     """Return what this process could still take: what is free on the GPU or cached there, or free in main memory.
 

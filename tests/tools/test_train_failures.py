@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_cases import command, run_tool, write_data
+from run_cases import arguments, command, run_tool, write_data
 
 DIVERGES = ["SOLVER.MAX_ITER", "4", "SOLVER.BASE_LR", "1e9", "SOLVER.CLIP_GRAD_NORM", "0.0"]
 
@@ -36,6 +37,7 @@ def test_the_printed_command_repeats_the_failed_step(data, tmp_path, capfd):
     )
     assert run.returncode == 2, run.stderr
     assert "Traceback" not in run.stderr
+    assert "E error: iteration" in (tmp_path / "run/log.txt").read_text()
     saved = failed_batch(tmp_path / "run")
     assert {"images", "gt_boxes", "gt_labels", "image_ids"} <= set(saved["ranks"][0]["batches"][0])
     newest = max((tmp_path / "run").glob("checkpoint_*.pth"))
@@ -92,3 +94,42 @@ def test_a_worker_that_is_killed_ends_the_run_with_one_message(data, tmp_path):
     message = [line for line in stderr.splitlines() if line.startswith("error: ")]
     assert len(message) == 1 and "Traceback" not in stderr
     assert f"(pid {killed}) was ended by SIGKILL. The last image that it began to read is {data}" in message[0]
+
+
+def test_an_unexpected_error_leaves_its_traceback_in_the_log(data, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("retinanet.engine.train.set_lr", lambda *_: [][0])
+    with pytest.raises(IndexError):
+        run_tool("train_net", arguments(data, tmp_path / "run", "SOLVER.MAX_ITER", "1"), capfd)
+    log = (tmp_path / "run/log.txt").read_text()
+    assert "E Traceback (most recent call last)" in log and "IndexError: list index out of range" in log
+
+
+MISTAKES = [
+    (["--dryrun"], "unrecognized arguments: --dryrun; did you mean '--dry-run'?; --help shows"),
+    (["--config"], "argument --config: expected one argument; --help shows what"),
+    ([], "--config FILE is missing"),
+]
+
+
+@pytest.mark.parametrize(("argv", "said"), MISTAKES, ids=[" ".join(argv) or "nothing" for argv, _ in MISTAKES])
+def test_a_mistake_on_the_command_line_is_one_message(argv, said, capfd):
+    ended = run_tool("train_net", argv, capfd)
+    assert ended.status == 2 and ended.stdout == ""
+    assert ended.stderr.startswith("error: ") and said in ended.stderr and ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("split", "budget", "status"), [("train", 0, 2), ("train", 1, 0), ("val", 1, 2)])
+def test_missing_images_are_found_before_training(data, tmp_path, capfd, split, budget, status):
+    """Training may replace a few of its images; an evaluation is over all of them, and shall not fail hours later."""
+    for folder in ("train", "val"):
+        shutil.copytree(data / folder, tmp_path / folder)
+    for name in ("annotations", "catalog.yaml"):
+        copy = shutil.copytree if (data / name).is_dir() else shutil.copy
+        copy(data / name, tmp_path / name)
+    gone = sorted((tmp_path / split).iterdir())[2]
+    gone.unlink()
+    options = ["SOLVER.MAX_ITER", "1", "DATALOADER.MAX_BAD_IMAGES", str(budget), "DATALOADER.NUM_WORKERS", "0"]
+    ended = run_tool("train_net", arguments(tmp_path, tmp_path / "run", *options), capfd)
+    assert ended.status == status, ended.stderr
+    assert gone.name in (ended.stderr if status else ended.stdout)
+    assert (tmp_path / "run/metrics.jsonl").exists() == (status == 0)
