@@ -16,7 +16,8 @@ FROM_ELSEWHERE = ("output/", "$")  # what earlier commands write, and what the s
 
 def commands(page) -> list[list[str]]:
     """Return the words of every `python tools/...` command of a page, comments left out."""
-    return [shlex.split(found) for found in COMMAND.findall(page.read_text(encoding="utf-8"))]
+    text = re.sub(r"\\\n\s*", " ", page.read_text(encoding="utf-8"))  # lines that go on
+    return [shlex.split(found) for found in COMMAND.findall(text)]
 
 
 def keys_in(words: list[str]) -> list[str]:
@@ -63,5 +64,5 @@ def test_links_lead_somewhere(page):
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         assert target.startswith("http") or (page.parent / target).exists(), target
-    for name in re.findall(r"`(?:docs/)?([a-z0-9_]+\.md)`", text):
-        assert (ROOT / "docs" / name).is_file() or (ROOT / name).is_file(), name
+    for name in re.findall(r"`docs/(\w+\.md)`", text):
+        assert (ROOT / "docs" / name).is_file(), name
