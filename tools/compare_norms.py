@@ -9,12 +9,14 @@ from pathlib import Path
 
 import _cli
 import _noise
+import torch
 from benchmark import COCO_CLASSES
 
 from retinanet.config.check import PARTS, check_config
 from retinanet.config.load import dump_config, load_config
 from retinanet.engine import study
 from retinanet.engine.benchmark import Settings, measure
+from retinanet.engine.benchmark_peer import PEERS, build_peer
 from retinanet.engine.benchmark_tasks import Job
 from retinanet.engine.coco_json import read_json, write_json
 from retinanet.engine.study import Run
@@ -29,8 +31,9 @@ EXAMPLES = """  python tools/compare_norms.py --config configs/quickstart.yaml -
 
 Every run is a tools/train_net.py of its own in OUTPUT/runs. The batch recipe rescales rate and schedule, so all batch
 sizes see the same number of images. Interrupted, the same command goes on where it was; seeds, norms or batch sizes may
-be added later. OUTPUT gets results.csv (every run), table.md (means +- spread over seeds) and plots; --noise 2,32 adds
-noise.csv and noise.png."""
+be added later. torchvision_bn among the norms (torchvision: frozen) trains torchvision's RetinaNet on the same batches;
+it has 256 channels and 4 convs in each tower. OUTPUT gets results.csv (every run), table.md (means +- spread over
+seeds) and plots; --noise 2,32 adds noise.csv and noise.png."""
 NONE, LATENCY = "none", "latency.json"
 INTERRUPTED = (130, 143, -2, -15)  # by SIGINT or SIGTERM, after saving or at once
 
@@ -76,7 +79,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def planned(args) -> list[Run]:
     """Return the runs, seeds innermost; `UserError` for names and numbers that cannot be meant."""
-    norms = [name if name == NONE else pick(_cli.NORMS, name, "--norms") and name for name in args.norms.split(",")]
+    norms, known = args.norms.split(","), {**_cli.NORMS, **dict.fromkeys(PEERS, True), NONE: True}
+    for name in norms:
+        pick(known, name, "--norms")
     batches, seeds = (whole_numbers(args, name) for name in ("batches", "seeds"))
     for part in args.part.split(","):
         pick(dict.fromkeys(PARTS), part, "--part")
@@ -98,7 +103,8 @@ def whole_numbers(args, name: str) -> list[int]:
 
 def options(args, run: Run) -> list[str]:
     """Return the `KEY VALUE` pairs of a run."""
-    norms = [text for part in args.part.split(",") for text in (f"MODEL.{part}.NORM", run.norm or "''")]
+    parts = [] if run.norm in PEERS else args.part.split(",")
+    norms = [text for part in parts for text in (f"MODEL.{part}.NORM", run.norm or "''")]
     own = ["SOLVER.IMS_PER_BATCH", str(run.batch), "SEED", str(run.seed), "OUTPUT_DIR", str(folder_of(args, run))]
     return [*args.opts, *norms, *own]
 
@@ -111,6 +117,18 @@ def configuration(args, run: Run):
     check_config(cfg, True, _cli.NORMS, _cli.BACKBONES)
     if not cfg.DATASETS.TEST:
         raise UserError("DATASETS.TEST: is empty, so there would be nothing to compare; name a data set")
+    if run.norm in PEERS:
+        with torch.device("meta"):
+            build_peer(with_classes(cfg), Job(run.norm, "train", "", (64, 64), run.batch))
+    return cfg
+
+
+def with_classes(cfg):
+    """Return a copy of `cfg` with COCO's number of classes where it is still to be counted in the data."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.NUM_CLASSES = cfg.MODEL.NUM_CLASSES or COCO_CLASSES
+    cfg.freeze()
     return cfg
 
 
@@ -127,8 +145,9 @@ def one_run(args, run: Run, cfg) -> dict | None:
         return row
     started = any(folder.glob("checkpoint_*.pth"))
     print("goes on" if started else "starts", flush=True)
-    tool = [sys.executable, str(_cli.ROOT / "tools/train_net.py"), "--config", str(args.config)]
-    status, usage = watch([*tool, *options(args, run), *(["--resume"] if started else [])], folder)
+    tool, more = ("_peer.py", ["--variant", run.norm]) if run.norm in PEERS else ("train_net.py", [])
+    command = [sys.executable, str(_cli.ROOT / "tools" / tool), "--config", str(args.config), *options(args, run)]
+    status, usage = watch([*command, *more, *(["--resume"] if started else [])], folder)
     if status in INTERRUPTED:
         raise KeyboardInterrupt
     if status:
@@ -168,16 +187,13 @@ def add_usage(folder: Path, seconds: float, used) -> dict:
 def latency(args, configs: dict) -> dict[str, dict]:
     """Return norm -> milliseconds to detect on one image, plain and folded; measured in turns, and only once."""
     path = args.output / LATENCY
-    of_norm = {run.norm: cfg for run, cfg in reversed(configs.items())}
+    of_norm = {run.norm: cfg for run, cfg in reversed(configs.items()) if run.norm not in PEERS}
     known = read_json(path, "latencies") if path.exists() else {}
     if set(known) >= set(of_norm):
         return known
     jobs = []
     for norm, cfg in of_norm.items():
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.MODEL.NUM_CLASSES = cfg.MODEL.NUM_CLASSES or COCO_CLASSES
-        cfg.freeze()
+        cfg = with_classes(cfg)
         step = cfg.INPUT.SIZE_DIVISIBILITY
         size = tuple(-(-side // step) * step for side in (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST))
         job = Job(norm or NONE, "detect", dump_config(cfg), size, 1, scores=500)

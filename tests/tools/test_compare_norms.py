@@ -59,6 +59,16 @@ def test_study_trains_once_tabulates_and_draws(compare, tmp_path):
     assert changed.status == 2 and "finished run of another configuration" in changed.stderr
 
 
+def test_torchvision_is_trained_beside_ours(data, tmp_path, capfd):
+    whole = [*SMALL, "MODEL.FPN.CHANNELS", "256", "MODEL.HEAD.NUM_CONVS", "4", "MODEL.NORM_OPTIONS.GN.GROUPS", "16"]
+    line = ["--config", "configs/quickstart.yaml", "--output", str(tmp_path), *whole, "--batches", "2"]
+    line += ["DATASETS.CATALOG", str(data / "catalog.yaml"), "--norms", "torchvision_bn", "--latency-rounds", "0"]
+    ended = run_tool("compare_norms", line, capfd)
+    assert ended.status == 0, ended.stderr
+    (row,) = csv.DictReader((tmp_path / "results.csv").open())
+    assert row["norm"] == "torchvision_bn" and row["iterations"] == "2" and float(row["images_per_s"]) > 0
+
+
 def test_run_that_fails_is_named_and_the_others_are_kept(compare, tmp_path, monkeypatch):
     import compare_norms
 
@@ -108,6 +118,7 @@ def test_noise_of_two_batch_sizes_is_measured(data, tmp_path, capfd):
         (["--norms", "GN", "--part", "NECK"], "--part: 'NECK' is not one of"),
         (["--norms", "GN", "--batches", "2,x"], "--batches: '2,x' is not a list of whole numbers"),
         (["--norms", "GN,GN"], "a value occurs twice"),
+        (["--norms", "torchvision_bn"], "torchvision's RetinaNet has 256 channels"),
         (["--norms", "GN", "MODEL.NORM_OPTIONS.GN.GROUPS", "7"], "do not divide"),
         (["--norms", "AffineChannel"], "takes its scale and shift from pre-trained weights"),
         (["--norms", "GN", "DATASETS.TEST", "()"], "DATASETS.TEST: is empty"),
