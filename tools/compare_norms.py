@@ -1,6 +1,5 @@
 """Train one recipe with several norms, batch sizes and seeds, and compare what they reach and what they cost."""
 
-import os
 import subprocess
 import sys
 import time
@@ -35,6 +34,7 @@ be added later. torchvision_bn among the norms (torchvision: frozen) trains torc
 it has 256 channels and 4 convs in each tower. OUTPUT gets results.csv (every run), table.md (means +- spread over
 seeds) and plots; --noise 2,32 adds noise.csv and noise.png."""
 NONE, LATENCY = "none", "latency.json"
+POLL = 0.2  # seconds between looks at the memory of a run
 INTERRUPTED = (130, 143, -2, -15)  # by SIGINT or SIGTERM, after saving or at once
 
 
@@ -159,27 +159,38 @@ def one_run(args, run: Run, cfg) -> dict | None:
 def watch(command: list[str], folder: Path) -> tuple[int, dict]:
     """Run `command` with its output in `folder`/console.txt; return its status, seconds and largest resident set."""
     folder.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
-    with open(folder / "console.txt", "a") as console:
-        process = subprocess.Popen(command, stdout=console)
+    start, peak = time.perf_counter(), None
+    with open(folder / "console.txt", "a") as console, subprocess.Popen(command, stdout=console) as process:
         try:
-            _, status, used = os.wait4(process.pid, 0)
+            while process.poll() is None:
+                peak = resident_peak(process.pid) or peak
+                time.sleep(POLL)
         except KeyboardInterrupt:  # the child got the signal too and saves now
-            add_usage(folder, time.perf_counter() - start, os.wait4(process.pid, 0)[2])
+            process.wait()
             raise
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return process.returncode, add_usage(folder, time.perf_counter() - start, used)
+        finally:
+            usage = add_usage(folder, time.perf_counter() - start, peak)
+    return process.returncode, usage
 
 
-def add_usage(folder: Path, seconds: float, used) -> dict:
+def resident_peak(pid: int) -> float | None:
+    """Return the largest resident set of a process so far in MiB; None where the system does not tell.
+
+    `wait4` would tell as well, but what it says includes this process up to the moment in which it became the other.
+    """
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) / 2**10 for line in lines if line.startswith("VmHWM:")), None)
+
+
+def add_usage(folder: Path, seconds: float, peak: float | None) -> dict:
     """Return the time of all processes of a run so far, and the largest resident set of them; kept in `folder`."""
     path = folder / "usage.json"
-    before = read_json(path, "usage") if path.exists() else {"seconds": 0.0, "resident_mib": 0.0}
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    usage = {
-        "seconds": before["seconds"] + seconds,
-        "resident_mib": max(before["resident_mib"], used.ru_maxrss / unit),
-    }
+    before = read_json(path, "usage") if path.exists() else {"seconds": 0.0, "resident_mib": None}
+    peaks = [value for value in (before["resident_mib"], peak) if value is not None]
+    usage = {"seconds": before["seconds"] + seconds, "resident_mib": max(peaks, default=None)}
     write_json(path, usage)
     return usage
 

@@ -127,3 +127,16 @@ def test_noise_of_two_batch_sizes_is_measured(data, tmp_path, capfd):
 def test_mistakes_are_named_before_the_first_run(compare, tmp_path, more, message):
     ended = compare(tmp_path, *more)
     assert ended.status == 2 and message in ended.stderr and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell the memory of a process")
+def test_memory_and_time_of_a_run_are_its_own(tmp_path):
+    import compare_norms
+
+    ballast = bytearray(600 * 2**20)  # of this process, which must not count
+    ballast[:: 2**12] = bytes(len(ballast[:: 2**12]))
+    script = "import time; block = bytearray(100 * 2**20); block[::4096] = bytes(len(block[::4096])); time.sleep(1)"
+    status, usage = compare_norms.watch([sys.executable, "-c", script], tmp_path)
+    assert status == 0 and 100 < usage["resident_mib"] < 300 and usage["seconds"] > 1
+    status, again = compare_norms.watch([sys.executable, "-c", "raise SystemExit(3)"], tmp_path)
+    assert status == 3 and again["resident_mib"] == usage["resident_mib"] and again["seconds"] > usage["seconds"]
