@@ -1,5 +1,6 @@
 """Write the synthetic data set: images and COCO json of training and validation, or a folder for each class."""
 
+from functools import partial
 from pathlib import Path
 
 import _cli
@@ -10,6 +11,7 @@ from retinanet.errors import UserError
 
 EXAMPLES = """  python tools/make_synthetic.py
   python tools/make_synthetic.py --output /data/shapes --train 2000 --val 500 --size 480 640 --seed 1
+  python tools/make_synthetic.py --output /data/tiny --objects 6 18
   python tools/make_synthetic.py --classification --output datasets/shapes --size 32 32"""
 DEFAULT = _cli.ROOT / "datasets" / "synthetic"
 
@@ -21,16 +23,19 @@ def main() -> None:
     flag("--train", type=int, default=320, metavar="N", help="images to train on (default %(default)s)")
     flag("--val", type=int, default=80, metavar="N", help="images to evaluate on (default %(default)s)")
     flag("--size", nargs=2, type=int, default=(128, 160), metavar=("H", "W"), help="pixels (default 128 160)")
+    flag("--objects", nargs=2, type=float, metavar=("MIN", "MAX"), help="their sides in pixels (default 16, half)")
     flag("--seed", type=int, default=0, metavar="S", help="other seeds give other images (default %(default)s)")
     flag("--classification", action="store_true", help="write train/CLASS/* and val/CLASS/* with one object an image")
     args = parser.parse_args()
     if args.classification and args.output == DEFAULT:
         raise UserError("--classification: name the folder with --output DIR; the default one is the set for detection")
-    output = args.output.expanduser().resolve()
+    if args.classification and args.objects:
+        raise UserError("--objects: does not go with --classification, where one object fills the image")
+    output, sides = args.output.expanduser().resolve(), tuple(args.objects) if args.objects else None
+    write = write_folders if args.classification else partial(write_dataset, sides=sides)
     print(f"writing {args.train} + {args.val} images of {args.size[0]} x {args.size[1]} pixels")
     for split, count in (("train", args.train), ("val", args.val)):
         try:
-            write = write_folders if args.classification else write_dataset
             print(f"  {write(output, split, count, tuple(args.size), args.seed)}")
         except OSError as error:
             raise UserError(f"--output: {output} cannot be written ({error.strerror}); choose another") from error

@@ -27,6 +27,7 @@ CATEGORY_IDS = (
 )  # with gaps, as in COCO, so that every run shows that ids and labels are not mixed up
 DESCRIPTION = "synthetic shapes of the retinanet package"
 MIN_SIDE = 48  # pixels of an image; below, half of it is hardly more than the smallest object
+MIN_OBJECT = 4  # pixels; a smaller shape has no outline
 _SMALLEST = 16.0  # pixels, mean side of the smallest object
 _EMPTY_SHARE, _CROWD_SHARE = 0.06, 0.1  # of the images
 _MOST_OBJECTS = 7
@@ -46,8 +47,13 @@ class Thing(NamedTuple):
     is_crowd: bool
 
 
-def render(generator: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, list[Thing]]:
-    """Return an image (H, W, 3) uint8 BGR of `size` (height, width) and what is on it, from `generator` alone."""
+def render(
+    generator: np.random.Generator, size: tuple[int, int], sides: tuple[float, float] | None = None
+) -> tuple[np.ndarray, list[Thing]]:
+    """Return an image (H, W, 3) uint8 BGR of `size` (height, width) and what is on it, from `generator` alone.
+
+    sides: pixels, mean side of the smallest and of the largest object; by default 16 and half of the image.
+    """
     canvas = _Canvas(_texture(generator, size, 12.0, 28.0))
     for _ in range(generator.integers(1, 5)):
         _draw_clutter(canvas, generator)
@@ -55,7 +61,7 @@ def render(generator: np.random.Generator, size: tuple[int, int]) -> tuple[np.nd
         if generator.random() < _CROWD_SHARE:
             _place_crowd(canvas, generator)
         for _ in range(generator.integers(1, _MOST_OBJECTS + 1)):
-            _place_object(canvas, generator)
+            _place_object(canvas, generator, sides or (_SMALLEST, min(size) / 2))
     return _photograph(canvas.pixels, generator), canvas.things()
 
 
@@ -97,12 +103,12 @@ class _Canvas:
         return found
 
 
-def _place_object(canvas: _Canvas, generator: np.random.Generator) -> None:
+def _place_object(canvas: _Canvas, generator: np.random.Generator, sides: tuple[float, float]) -> None:
     """Draw one object where it and the others stay visible; after some tries in vain there is one less."""
     height, width = canvas.owner.shape
     label = int(generator.integers(len(SHAPES)))
     for _ in range(_TRIES):
-        side = np.exp(generator.uniform(np.log(_SMALLEST), np.log(min(height, width) / 2)))
+        side = np.exp(generator.uniform(*np.log(sides)))
         center = generator.uniform((0, 0), (width, height))
         mask, full_area = _shape_mask(canvas, generator, label, side, center)
         inside = mask >= 128
@@ -200,19 +206,27 @@ def _extent(mask: np.ndarray) -> tuple[slice, slice]:
 
 
 def write_dataset(
-    folder: str | Path, split: str, num_images: int, size: tuple[int, int] = (160, 160), seed: int = 0
+    folder: str | Path,
+    split: str,
+    num_images: int,
+    size: tuple[int, int] = (160, 160),
+    seed: int = 0,
+    sides: tuple[float, float] | None = None,
 ) -> Path:
     """Write `folder/split/*.jpg` and `folder/annotations/split.json`; return the path of the json.
 
-    Image i of a split is a function of (seed, split, i, size) alone. The json comes last and whole, so that its
-    presence means that the images are complete. Raises `UserError` for a count, size or seed that makes no sense, and
-    rather than replace a json that this function has not written.
+    Image i of a split is a function of (seed, split, i, size, sides) alone; sides: see `render`. The json comes last
+    and whole, so that its presence means that the images are complete. Raises `UserError` for a count, size, side or
+    seed that makes no sense, and rather than replace a json that this function has not written.
     """
     folder, target = Path(folder), Path(folder) / "annotations" / f"{split}.json"
     if num_images < 1:
         raise UserError(f"{split}: {num_images} images; at least 1 is needed")
     if min(size) < MIN_SIDE:
         raise UserError(f"images of {size[0]} x {size[1]} pixels (height x width): each side needs {MIN_SIDE} or more")
+    if sides is not None and not MIN_OBJECT <= sides[0] <= sides[1] <= min(size) / 2:
+        most = min(size) / 2
+        raise UserError(f"objects of {sides[0]:g} to {sides[1]:g} pixels: give {MIN_OBJECT} to {most:g}, smaller first")
     if seed < 0:
         raise UserError(f"seed {seed}: a seed is a whole number from 0 on")
     if target.exists() and DESCRIPTION not in target.read_text(errors="replace")[:200]:
@@ -226,7 +240,7 @@ def write_dataset(
     (folder / split).mkdir(parents=True, exist_ok=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     for i in range(num_images):
-        pixels, things = render(np.random.default_rng([seed, *split.encode(), i]), size)
+        pixels, things = render(np.random.default_rng([seed, *split.encode(), i]), size, sides)
         name = f"{i:06d}.jpg"
         (folder / split / name).write_bytes(cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes())
         content["images"].append({"id": i + 1, "file_name": name, "width": size[1], "height": size[0]})

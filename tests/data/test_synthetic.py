@@ -129,3 +129,12 @@ def test_senseless_requests_are_refused(tmp_path, count, size, expected):
     with pytest.raises(UserError, match=expected):
         write_dataset(tmp_path, "train", count, size)
     assert not list(tmp_path.iterdir())
+
+
+def test_objects_keep_to_the_sides_asked_for(tmp_path):
+    content = json.loads(write_dataset(tmp_path, "val", 12, (96, 96), sides=(6, 12)).read_text())
+    sides = [max(r["bbox"][2:]) for r in content["annotations"] if not r["iscrowd"]]
+    assert len(sides) > 20 and max(sides) <= 12 * 2 and min(sides) >= 3  # stretched by up to 2, half may be hidden
+    for sides in ((1, 8), (12, 6), (8, 49)):
+        with pytest.raises(UserError, match="pixels: give 4 to 48, smaller first"):
+            write_dataset(tmp_path, "train", 1, (96, 96), sides=sides)
