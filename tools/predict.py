@@ -13,12 +13,12 @@ from retinanet.config.load import load_config, load_config_text
 from retinanet.data.inputs import Frame, Source, find_sources, in_batches, listed, read_frames
 from retinanet.data.outputs import Drawn
 from retinanet.data.video import VideoError, probe, quiet
-from retinanet.engine.checkpoint import read_checkpoint
 from retinanet.engine.detector import Detector, build_detector
 from retinanet.engine.evaluate import to_coco
 from retinanet.engine.machine import tune_process
 from retinanet.engine.results_file import ResultsFile
 from retinanet.engine.run import choose_device
+from retinanet.engine.trained import read_state
 from retinanet.errors import UserError, nearest
 from retinanet.utils.background import in_background
 from retinanet.utils.draw import draw_detections
@@ -175,7 +175,7 @@ def load_detector(args: argparse.Namespace, opts: list[str]) -> tuple[Detector, 
     if args.config:
         cfg = load_config(args.config, opts)
     elif args.weights:
-        state = read_checkpoint(args.weights)
+        state = read_state(args.weights)
         cfg = load_config_text(state["config"], f"the configuration in {args.weights}", opts)
     else:
         raise UserError("--weights FILE is missing, or --config FILE with MODEL.WEIGHTS")

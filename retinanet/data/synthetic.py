@@ -61,7 +61,7 @@ def render(
         if generator.random() < _CROWD_SHARE:
             _place_crowd(canvas, generator)
         for _ in range(generator.integers(1, _MOST_OBJECTS + 1)):
-            _place_object(canvas, generator, sides or (_SMALLEST, min(size) / 2))
+            _place_object(canvas, generator, sides)
     return _photograph(canvas.pixels, generator), canvas.things()
 
 
@@ -103,12 +103,12 @@ class _Canvas:
         return found
 
 
-def _place_object(canvas: _Canvas, generator: np.random.Generator, sides: tuple[float, float]) -> None:
+def _place_object(canvas: _Canvas, generator: np.random.Generator, sides: tuple[float, float] | None = None) -> None:
     """Draw one object where it and the others stay visible; after some tries in vain there is one less."""
     height, width = canvas.owner.shape
     label = int(generator.integers(len(SHAPES)))
     for _ in range(_TRIES):
-        side = np.exp(generator.uniform(*np.log(sides)))
+        side = np.exp(generator.uniform(*np.log(sides or (_SMALLEST, min(height, width) / 2))))
         center = generator.uniform((0, 0), (width, height))
         mask, full_area = _shape_mask(canvas, generator, label, side, center)
         inside = mask >= 128

@@ -15,11 +15,10 @@ from retinanet.config.check import check_config
 from retinanet.config.load import load_config, load_config_text
 from retinanet.data.image import read_image
 from retinanet.data.loader import build_image_batcher
-from retinanet.engine.checkpoint import read_checkpoint
 from retinanet.engine.evaluate import Postprocess, build_amp, detect
 from retinanet.engine.machine import build_placed
 from retinanet.engine.run import choose_device
-from retinanet.engine.trained import build_trained
+from retinanet.engine.trained import build_trained, read_state
 from retinanet.errors import UserError, pick
 from retinanet.modeling.build import build_postprocess
 from retinanet.modeling.retinanet import RetinaNet
@@ -121,8 +120,8 @@ def as_picture(picture: Picture, channel_order: str = "BGR") -> np.ndarray:
 def load(config_or_checkpoint: str | Path, weights: str | Path | None = None, device: str = "auto") -> Detector:
     """Return a `Detector` for a YAML configuration and `weights` (default: its `MODEL.WEIGHTS`), or for a checkpoint.
 
-    A checkpoint of this project carries its configuration and class names; weights of another format need a
-    configuration beside them. device: auto, cuda or cpu.
+    A checkpoint of this project and an exported file (.pt2, .onnx) carry their configuration and class names; weights
+    of another format need a configuration beside them. device: auto, cuda or cpu.
     Raises `UserError` for files that are missing, damaged or do not fit each other.
     """
     path = Path(config_or_checkpoint)
@@ -130,7 +129,7 @@ def load(config_or_checkpoint: str | Path, weights: str | Path | None = None, de
         return build_detector(load_config(path), weights, device)
     if weights is not None:
         raise UserError(f"{path}: with weights given beside it, this has to be a configuration (.yaml)")
-    state = read_checkpoint(path)
+    state = read_state(path)
     return build_detector(load_config_text(state["config"], f"the configuration in {path}"), path, device, state)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from retinanet.data.coco import CocoDataset
 from retinanet.data.loader import build_test_loader
+from retinanet.deploy.exported import Exported
 from retinanet.engine.coco_json import ground_truth, write_json
 from retinanet.engine.coco_json import results as as_arrays
 from retinanet.engine.coco_metrics import coco_metrics, format_metrics, unique_names
@@ -53,15 +54,18 @@ def autocast(device: torch.device, amp: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=_DTYPES[amp], enabled=_DTYPES[amp] is not None)
 
 
-def detect(model: RetinaNet, batch: Batch, postprocess: Postprocess, amp: str = "off") -> list[Detections]:
+def detect(model: RetinaNet | Exported, batch: Batch, postprocess: Postprocess, amp: str = "off") -> list[Detections]:
     """Return the detections of each image of `batch`, in pixels of the original images, from all of its views.
 
     The model is in evaluation mode and on the device of the batch. Gradients are off, but not by inference mode:
-    anchors that are cached here serve training afterwards.
+    anchors that are cached here serve training afterwards. An exported file brings its own post-processing.
     """
     views, found = [batch, *batch.views], []
     with torch.no_grad():
         for view in views:
+            if isinstance(model, Exported):
+                found.append(model(view))
+                continue
             with autocast(view.images.device, amp):
                 outputs = model(model.normalize(view.images, view.image_sizes))
             found.append(postprocess(outputs, view))

@@ -5,10 +5,12 @@ import logging
 from pathlib import Path
 from typing import NamedTuple
 
+import yaml
 from torch import Tensor
 
 from retinanet.data.catalog import load_catalog
 from retinanet.data.coco import CocoDataset
+from retinanet.deploy.exported import Exported, is_exported
 from retinanet.deploy.fold import fold, summary
 from retinanet.engine.checkpoint import read_checkpoint
 from retinanet.errors import UserError
@@ -18,6 +20,11 @@ from retinanet.weights.load import build_weights
 from retinanet.weights.report import Report
 
 _log = logging.getLogger(__name__)
+# What an exported file can no longer change; the sizes of the resize are free.
+_EXPORTED_KEYS = (
+    "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "MODEL.CHANNEL_ORDER", "MODEL.BOX.CONVENTION", "INPUT.RESIZE",
+    "TEST.SCORE_THRESH", "TEST.PRE_NMS_TOPK", "TEST.NMS_IOU", "TEST.MAX_DETS",
+)  # fmt: skip
 
 
 class Trained(NamedTuple):
@@ -28,7 +35,7 @@ class Trained(NamedTuple):
     threshold: the score with the highest F1 when these weights were evaluated, or None where that is not known.
     """
 
-    model: RetinaNet
+    model: RetinaNet | Exported
     classes: list[dict]
     carried: bool
     threshold: float | None
@@ -37,13 +44,16 @@ class Trained(NamedTuple):
 def build_trained(cfg, weights: str | Path | None = None, state: dict | None = None) -> Trained:
     """Return the model of `cfg` with `weights`, by default `MODEL.WEIGHTS`; `state` is its content if already read.
 
-    `TEST.FOLD` folds what can be folded into the convolutions; the log says what.
+    `TEST.FOLD` folds what can be folded into the convolutions; the log says what. An exported file (.pt2, .onnx) is
+    used as it is.
     Raises `UserError` when the weights are missing, do not fit the configuration, or belong to another number of
     classes than `MODEL.NUM_CLASSES` (0: as many as the weights have).
     """
     weights = weights or cfg.MODEL.WEIGHTS
     if not weights:
         raise UserError("MODEL.WEIGHTS: is empty; name a checkpoint, such as output/run/best.pth")
+    if is_exported(weights):
+        return build_exported(cfg, weights)
     state = state or read_native(weights)
     classes = state["classes"] if state else build_classes(cfg)
     if cfg.MODEL.NUM_CLASSES not in (0, len(classes)):
@@ -65,6 +75,30 @@ def build_trained(cfg, weights: str | Path | None = None, state: dict | None = N
         model, report = fold(model)
         _log.info("%s", summary(report))
     return Trained(model, classes, state is not None, threshold)
+
+
+def build_exported(cfg, path: str | Path) -> Trained:
+    """Return the exported file; `UserError` when the configuration contradicts what is fixed inside it."""
+    exported = Exported(path)
+    fixed = yaml.safe_load(exported.facts["config"])
+    for key in _EXPORTED_KEYS:
+        inside, wanted = fixed, cfg
+        for part in key.split("."):
+            inside, wanted = inside[part], wanted[part]
+        if inside != (list(wanted) if isinstance(inside, list) else wanted):
+            raise UserError(
+                f"{key}: is {wanted}, but {inside} is fixed inside {path}; export again with {key} {wanted}, or leave "
+                "the key as it was"
+            )
+    return Trained(exported, exported.facts["classes"], True, exported.facts["threshold"])
+
+
+def read_state(path: str | Path) -> dict:
+    """Return the "config" (YAML text) and "classes" that a checkpoint of this project or an exported file carries."""
+    if is_exported(path):
+        facts = Exported(path).facts
+        return {"config": facts["config"], "classes": facts["classes"]}
+    return read_checkpoint(path)
 
 
 def check_whole(report: Report) -> None:

@@ -115,7 +115,7 @@ class AnchorGenerator:
 
     def _level(self, level: int, image_size: tuple[int, int], device: torch.device | str) -> Tensor:
         cell, stride = self.cells[level].to(device), self.strides[level]
-        rows, columns = (-(-size // stride) for size in image_size)
+        rows, columns = ((size + stride - 1) // stride for size in image_size)  # ONNX would round -size / stride up
         step_y, step_x = (image_size[0] // rows, image_size[1] // columns) if self._adapt_stride else (stride, stride)
         shift_y = torch.arange(rows, device=device).mul(step_y).to(cell.dtype)
         shift_x = torch.arange(columns, device=device).mul(step_x).to(cell.dtype)

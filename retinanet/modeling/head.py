@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from retinanet.layers.conv import Conv2d
@@ -56,4 +57,7 @@ def _run(convs: list[Conv2d], features: list[Tensor]) -> list[Tensor]:
 
 def _flatten(x: Tensor, values: int) -> Tensor:
     """Return (N, A * values, H, W) as (N, H*W*A, values): a view when x is channels_last, a copy otherwise."""
-    return x.permute(0, 2, 3, 1).unflatten(3, (-1, values)).flatten(1, 3)
+    x = x.permute(0, 2, 3, 1)
+    if torch.compiler.is_exporting():  # whether a view is possible depends on sizes, and the graph would fix them
+        x = x.clone(memory_format=torch.contiguous_format)
+    return x.unflatten(3, (-1, values)).flatten(1, 3)

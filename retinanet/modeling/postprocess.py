@@ -14,6 +14,7 @@ Sources: Detectron `core/test_retinanet.py`, detectron2 `modeling/meta_arch/reti
 `modeling/postprocessing.py`, torchvision `models/detection/retinanet.py` and `transform.py`.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -42,14 +43,29 @@ CONVENTIONS = {
 }
 
 
-class _Candidates(NamedTuple):
-    """deltas (N, n, 4), anchors (N, n, 4), scores (N, n) in [0, 1], labels (N, n) int64, valid (N, n) bool."""
+class Candidates(NamedTuple):
+    """The best (anchor, class) pairs of N images, all levels together, by falling score; n of each image.
 
-    deltas: Tensor
-    anchors: Tensor
+    boxes: (N, n, 4) xyxy pixels of the padded input, not clipped. scores: (N, n) in [0, 1]. labels: (N, n) int64.
+    valid: (N, n) bool; what is not valid comes last and is no candidate.
+    """
+
+    boxes: Tensor
     scores: Tensor
     labels: Tensor
     valid: Tensor
+
+
+class Padded(NamedTuple):
+    """Detections of N images in the D slots of each: `found` (N, D) bool says which slots are used.
+
+    boxes: (N, D, 4) xyxy pixels of the original images. scores: (N, D). labels: (N, D) int64.
+    """
+
+    found: Tensor
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
 
 
 @torch.no_grad()
@@ -75,15 +91,32 @@ def postprocess(
 
     Equal scores keep the order level, anchor, class. Waits for the device.
     """
+    candidates = best_candidates(outputs, score_thresh, pre_nms_topk, convention)
+    return split(select(candidates, image_sizes, original_sizes, scales, nms_iou, max_dets, convention))
+
+
+def select(
+    candidates: Candidates,
+    image_sizes: Tensor,
+    original_sizes: Tensor,
+    scales: Tensor,
+    nms_iou: float,
+    max_dets: int,
+    convention: str,
+    suppress: Callable[..., Tensor] = nms,
+) -> Padded:
+    """Return what is left of `candidates` after suppression, in pixels of the original images, by falling score.
+
+    suppress: called and answering as `ops.nms.nms`; export brings one that fits into a graph. The rest: `postprocess`.
+    """
     rules = pick(CONVENTIONS, convention, "MODEL.BOX.CONVENTION")
-    candidates = _candidates(outputs, score_thresh, pre_nms_topk, rules.any_score_on_last_level)
-    boxes = decode(candidates.deltas, candidates.anchors, rules.plus_one)
+    boxes = candidates.boxes
     if rules.suppress_in_original:
         boxes = boxes / scales.to(boxes).repeat(1, 2).unsqueeze(1)
     if rules.clip_before:
         boxes = clip(boxes, original_sizes if rules.suppress_in_original else image_sizes, rules.plus_one)
-    keep = nms(boxes, candidates.labels, candidates.valid, nms_iou, max_dets, rules.plus_one, rules.inclusive)  # (N, D)
-    found, keep = keep >= 0, keep.clamp(min=0)
+    keep = suppress(boxes, candidates.labels, candidates.valid, nms_iou, max_dets, rules.plus_one, rules.inclusive)
+    found, keep = keep >= 0, keep.clamp(min=0)  # (N, D)
     boxes = boxes.gather(1, keep.unsqueeze(2).expand(-1, -1, 4))
     if not rules.suppress_in_original:
         ratios = original_sizes.to(boxes.dtype) / image_sizes.to(boxes.dtype)  # (N, 2) as (y, x)
@@ -91,39 +124,45 @@ def postprocess(
     if rules.clip_after:
         boxes = clip(boxes, original_sizes)
         found = found & (boxes[..., 2:] > boxes[..., :2]).all(2)
-    return _split(found, boxes, candidates.scores.gather(1, keep), candidates.labels.gather(1, keep))
+    return Padded(found, boxes, candidates.scores.gather(1, keep), candidates.labels.gather(1, keep))
 
 
-def _split(found: Tensor, boxes: Tensor, scores: Tensor, labels: Tensor) -> list[Detections]:
-    """Return what `found` (N, D) bool marks, image by image; cut out of all at once, for fewer waits for the device."""
-    counts = found.sum(1).tolist()
-    parts = zip(*(tensor[found].split(counts) for tensor in (boxes, scores, labels)), strict=True)
+def split(padded: Padded) -> list[Detections]:
+    """Return the detections image by image; cut out of all at once, for fewer waits for the device."""
+    counts = padded.found.sum(1).tolist()
+    parts = zip(*(tensor[padded.found].split(counts) for tensor in padded[1:]), strict=True)
     return [Detections(boxes=boxes, scores=scores, labels=labels) for boxes, scores, labels in parts]
 
 
-def _candidates(
-    outputs: HeadOutputs, score_thresh: float, pre_nms_topk: int, any_score_on_last_level: bool
-) -> _Candidates:
-    """Return the best pairs of all levels together, by falling score; those that are not valid come last."""
-    levels = []
+def best_candidates(
+    outputs: HeadOutputs,
+    score_thresh: float,
+    pre_nms_topk: int,
+    convention: str,
+    pairs: Callable[[Tensor, int], tuple[Tensor, Tensor, Tensor]] | None = None,
+) -> Candidates:
+    """Return the best pairs of all levels together, decoded.
+
+    pairs: called and answering as `best_pairs`, the default. The rest: `postprocess`.
+    """
+    rules, levels = pick(CONVENTIONS, convention, "MODEL.BOX.CONVENTION"), []
     last = len(outputs["logits"]) - 1
     for level, (logits, deltas, anchors) in enumerate(
         zip(outputs["logits"], outputs["deltas"], outputs["anchors"], strict=True)
     ):
-        values, anchor_idx, labels = _best_pairs(logits, pre_nms_topk)
+        values, anchor_idx, labels = (pairs or best_pairs)(logits, pre_nms_topk)
         scores = values.sigmoid()
-        valid = scores > (0.0 if level == last and any_score_on_last_level else score_thresh)
+        valid = scores > (0.0 if level == last and rules.any_score_on_last_level else score_thresh)
         level_deltas = deltas.gather(1, anchor_idx.unsqueeze(2).expand(-1, -1, 4)).to(torch.float32)
-        levels.append(_Candidates(level_deltas, anchors[anchor_idx], scores, labels, valid))
-    merged = _Candidates(*(torch.cat(tensors, dim=1) for tensors in zip(*levels, strict=True)))
-    order = torch.where(merged.valid, merged.scores, -1.0).argsort(dim=1, descending=True, stable=True)
+        levels.append((level_deltas, anchors[anchor_idx], scores, labels, valid))
+    merged = [torch.cat(tensors, dim=1) for tensors in zip(*levels, strict=True)]
+    order = torch.where(merged[4], merged[2], -1.0).argsort(dim=1, descending=True, stable=True)
     corners = order.unsqueeze(2).expand(-1, -1, 4)
-    return _Candidates(
-        merged.deltas.gather(1, corners), merged.anchors.gather(1, corners), *(t.gather(1, order) for t in merged[2:])
-    )
+    deltas, anchors = (tensor.gather(1, corners) for tensor in merged[:2])
+    return Candidates(decode(deltas, anchors, rules.plus_one), *(tensor.gather(1, order) for tensor in merged[2:]))
 
 
-def _best_pairs(logits: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def best_pairs(logits: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the logits (N, k) float32, anchors (N, k) and classes (N, k) of the best pairs of one level, best first.
 
     logits: (N, R, K). k is the smaller of `count` and R * K. A pair among the best `count` belongs to an anchor among
@@ -132,14 +171,14 @@ def _best_pairs(logits: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     prefer the first of equals.
     """
     num_images, num_rows, num_classes = logits.shape
-    _, anchor_idx = _stable_topk(logits.amax(2), min(count, num_rows))
+    _, anchor_idx = stable_topk(logits.amax(2), min(count, num_rows))
     anchor_idx = anchor_idx.sort(1).values  # by position: equal logits are then compared as in the whole tensor
     rows = logits.gather(1, anchor_idx.unsqueeze(2).expand(-1, -1, num_classes))
-    values, pair = _stable_topk(rows.flatten(1), min(count, rows[0].numel()))
+    values, pair = stable_topk(rows.flatten(1), min(count, rows[0].numel()))
     return values, anchor_idx.gather(1, pair // num_classes), pair % num_classes
 
 
-def _stable_topk(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def stable_topk(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return the `count` largest of each row of `values` (N, n) as float32, and their columns; first of equals first.
 
     `torch.topk` promises no order among equals, so it gets integers without any: the bits of the number, made to rise

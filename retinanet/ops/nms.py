@@ -38,7 +38,7 @@ def nms(
     num_images, width = valid.shape
     undecided, kept = valid.clone(), torch.zeros_like(valid)
     while width > 0:
-        block = _first_true(undecided, min(_BLOCK, width))  # (N, B)
+        block = first_true(undecided, min(_BLOCK, width))  # (N, B)
         block_boxes, block_labels = _take(boxes, block), _take(labels, block)
         clashes = _clashes(block_boxes, block_labels, block_boxes, block_labels, iou_thresh, plus_one, inclusive)
         stays = _settle(clashes, block < width)
@@ -49,11 +49,11 @@ def nms(
         num_kept = int((stays.sum(1) * undecided.any(1)).amax())
         if num_kept == 0:
             break
-        column = _first_true(stays, num_kept)
+        column = first_true(stays, num_kept)
         better, better_labels = _take(block_boxes, column), _take(block_labels, column)
         clashes = _clashes(better, better_labels, boxes, labels, iou_thresh, plus_one, inclusive)  # (N, num_kept, n)
         undecided &= ~(clashes & (column < stays.shape[1]).unsqueeze(2)).any(1)
-    position = _first_true(kept, max_dets)
+    position = first_true(kept, max_dets)
     return torch.where(position < width, position, -1)
 
 
@@ -81,7 +81,7 @@ def _settle(suppresses: Tensor, valid: Tensor) -> Tensor:
         stays = valid & ~suppressed
 
 
-def _first_true(mask: Tensor, count: int) -> Tensor:
+def first_true(mask: Tensor, count: int) -> Tensor:
     """Return the columns (N, count) int64 of the first True entries of `mask` (N, n); n stands for those not there."""
     num_images, width = mask.shape
     slot = torch.where(mask, mask.cumsum(1) - 1, count).clamp(max=count)

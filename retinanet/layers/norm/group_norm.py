@@ -58,6 +58,8 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float)
     mean and var (biased) are those of an image's group of C / groups channels, in float32 at least; weight and bias are
     (C,). Differentiable once; saves x and two (N, groups) vectors.
     """
+    if torch.compiler.is_exporting():  # a graph for any size cannot ask for the layout; exporters know this operator
+        return torch.group_norm(x, groups, weight, bias, eps)
     return _GroupNorm.apply(x, weight, bias, groups, eps)
 
 
