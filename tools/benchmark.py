@@ -11,6 +11,7 @@ from retinanet.config.check import PARTS, check_config
 from retinanet.config.load import dump_config, load_config, load_config_text
 from retinanet.engine import benchmark_data, benchmark_scoring
 from retinanet.engine.benchmark import Settings, machine, measure
+from retinanet.engine.benchmark_exported import FORMS
 from retinanet.engine.benchmark_peer import PEERS
 from retinanet.engine.benchmark_suite import SUITES, verdict
 from retinanet.engine.benchmark_tasks import CONFIGURED, MEMORY_FORMATS, REFERENCE_NORM, Job
@@ -21,6 +22,7 @@ from retinanet.errors import UserError, pick
 EXAMPLES = """  python tools/benchmark.py --config configs/retinanet_R50_bn_fpn.yaml --norms BN,MABN,BCN,GN
   python tools/benchmark.py --config configs/retinanet_R50_gn.yaml --norms GN,BN --part HEAD --size 800 1344
   python tools/benchmark.py --config configs/torchvision/retinanet_resnet50_fpn.yaml --norms config,torchvision --detect
+  python tools/benchmark.py --config configs/retinanet_R50_gn_fpn.yaml --detect --exported pt2,onnx --batch 1
   python tools/benchmark.py --layer --norms BN,MABN,BCN --json layer.json
   python tools/benchmark.py --data --images datasets/coco/val2017 --batch 16 --steps 10
   python tools/benchmark.py --scoring --rounds 2
@@ -57,6 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     made.add_argument("--part", metavar="A,B", default="BACKBONE,FPN", help=f"where: {', '.join(PARTS)} (%(default)s)")
     task = made.add_mutually_exclusive_group()
     task.add_argument("--detect", action="store_true", help="time detection, plain and with norms folded")
+    made.add_argument("--exported", metavar="A,B", help=f"with --detect: also these forms, {', '.join(FORMS)}")
     task.add_argument("--layer", action="store_true", help="time one norm alone beside torch.nn.BatchNorm2d")
     task.add_argument("--data", action="store_true", help="time reading and resizing images on one core, beside peers")
     task.add_argument(
@@ -136,6 +139,8 @@ def plan(args: argparse.Namespace, task: str) -> tuple[list[list[Job]], Settings
     args.batch = batch if args.batch is None else args.batch
     args.scores = scores if args.scores is None else args.scores
     check_numbers(args)
+    if args.exported and task != "detect":
+        raise UserError("--exported: goes with --detect")
     cfg = configuration(args, [])
     device = "cpu" if task in HERE else choose_device(cfg.DEVICE).type
     settings = Settings(
@@ -158,8 +163,14 @@ def plan(args: argparse.Namespace, task: str) -> tuple[list[list[Job]], Settings
         jobs = [each for job in jobs for each in with_allocator(job)]
     if task == "detect":
         pairs = [(job, folded) for job in jobs for folded in (False, True)]
-        jobs = [replace(job, folded=folded) for job, folded in pairs if not (folded and job.variant in PEERS)]
+        made = [replace(job, folded=folded) for job, folded in pairs if not (folded and job.variant in PEERS)]
+        jobs = made + [replace(job, exported=form) for job in jobs if job.variant not in PEERS for form in forms(args)]
     return [jobs], settings
+
+
+def forms(args: argparse.Namespace) -> list[str]:
+    """Return the forms of `--exported`."""
+    return [pick(dict.fromkeys(FORMS, form), form, "--exported") for form in (args.exported or "").split(",") if form]
 
 
 def with_allocator(job: Job) -> list[Job]:

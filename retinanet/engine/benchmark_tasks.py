@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from retinanet.deploy.fold import fold
+from retinanet.engine.benchmark_exported import build_exported
 from retinanet.engine.evaluate import build_amp, detect
 from retinanet.engine.machine import build_placed
 from retinanet.engine.run import build_trainer
@@ -38,7 +39,7 @@ class Job:
     image above `TEST.SCORE_THRESH` in detection. folded: detect with the norms folded, as with `TEST.FOLD`.
     allocator: on a CPU, with glibc told to keep freed memory, as our tools do (`utils/cpu.py`). label: ends the name of
     a variant that occurs several times.
-    source: a folder of images for the task "data".
+    source: a folder of images for the task "data". exported: a form of `benchmark_exported.FORMS` that detects, or "".
     """
 
     variant: str
@@ -53,10 +54,11 @@ class Job:
     allocator: bool = True
     label: str = ""
     source: str = ""
+    exported: str = ""
 
     @property
     def name(self) -> str:
-        return self.variant + (" folded" if self.folded else "") + self.label
+        return self.variant + (" folded" if self.folded else "") + (self.exported and f" {self.exported}") + self.label
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,8 @@ def build_detection(cfg, job: Job, batches: list[Batch]) -> Task:
     )
     if job.folded:
         model, _ = fold(model)
+    if job.exported:
+        model = build_exported(cfg, model, job.exported, job.size, device)
     build_placed(cfg, model, device)
     steps, found = rotate(batches, 1), []
 
