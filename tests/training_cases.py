@@ -134,6 +134,7 @@ def _run_tool(given: list[str], environment: dict, console: str, kill: str) -> N
     stream = os.open(console, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(stream, 1)
     os.dup2(stream, 2)
+    multiprocessing.set_start_method(None, force=True)  # workers start as they do in a run of the tool
     sys.path.insert(0, TOOLS)
     import _cli
     import train_net
@@ -210,13 +211,14 @@ def _in_evaluation(count: int, number: int = signal.SIGKILL) -> None:
 
 
 def _in_step(count: int, number: int = signal.SIGKILL) -> None:
+    """Step number `count` is about to be computed."""
     from retinanet.engine import train
 
     def deadly(original, *args, **kwargs):
         _die(number)
         return original(*args, **kwargs)
 
-    _wrap(train, "train_step", count, deadly)
+    _wrap(train, "set_lr", count, deadly)
 
 
 KILLERS = {

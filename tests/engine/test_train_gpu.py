@@ -7,6 +7,7 @@ import torch
 from model_cases import small_cfg
 
 from retinanet.engine.optim import build_optimizer, set_lr
+from retinanet.engine.run import set_seed
 from retinanet.engine.train import Trainer, train_step
 from retinanet.modeling.build import build_loss, build_model, build_postprocess
 from retinanet.structures import Batch, pad_targets
@@ -84,3 +85,21 @@ def test_detections_equal_those_of_the_cpu(monkeypatch):
     for one, other in zip(*found, strict=True):
         assert len(one["scores"]) > 0
         torch.testing.assert_close(other["scores"].cpu(), one["scores"], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_a_deterministic_run_repeated_gives_the_same_bits(norm, amp):
+    was = torch.are_deterministic_algorithms_enabled()
+    states = []
+    try:
+        for _ in range(2):
+            set_seed(0, deterministic=True)
+            trainer = on_gpu(new_trainer(norm, amp))
+            for _ in range(4):
+                train_step(trainer, [new_batch().to("cuda")])
+            states.append(copy.deepcopy(trainer.model.state_dict()))
+    finally:
+        torch.use_deterministic_algorithms(was)
+        torch.backends.cudnn.benchmark = False
+    torch.testing.assert_close(*states, rtol=0, atol=0)

@@ -4,6 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
+from retinanet.engine.checkpoint import write_checkpoint
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -29,3 +33,21 @@ def test_table_lists_norms_totals_and_costs(tmp_path):
 def test_impossible_size_is_one_message_and_exit_status_2():
     done = describe("--config", str(ROOT / "configs" / "quickstart.yaml"), "--size", "0", "64")
     assert done.returncode == 2 and "--size 0 64" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_checkpoint_is_described_and_a_damaged_one_is_refused(tmp_path):
+    state = {
+        "model": {"w": torch.zeros(2)},
+        "iteration": 3,
+        "config": "SEED: 7\n",
+        "classes": [{"id": 1, "name": "cat"}],
+    }
+    source = {"command": "python tools/train_net.py", "versions": {"torch": "2.15"}}
+    write_checkpoint(tmp_path / "best.pth", {**state, "provenance": source})
+    done = describe("--checkpoint", str(tmp_path / "best.pth"), "--show-config")
+    assert done.returncode == 0, done.stderr
+    for part in ("iteration", "1: cat", "python tools/train_net.py", "torch 2.15", "SEED: 7"):
+        assert part in done.stdout
+    (tmp_path / "best.pth").write_bytes(b"cut off")
+    done = describe("--checkpoint", str(tmp_path / "best.pth"))
+    assert done.returncode == 2 and "best.pth" in done.stderr and "Traceback" not in done.stderr

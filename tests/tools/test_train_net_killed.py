@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 from run_cases import write_data
-from training_cases import assert_same_run, finish, start
+from training_cases import assert_same_run, finish, lines, start
 
 LENGTH = 8
 COMMON = ["SOLVER.MAX_ITER", str(LENGTH), "SOLVER.CHECKPOINT_PERIOD", "2", "TEST.EVAL_PERIOD", "4"]
@@ -46,3 +46,43 @@ def test_two_processes_killed_and_stopped_equal_two_that_were_not(data, tmp_path
     statuses = run_through(data, tmp_path / "killed", options, kills, processes=2)
     assert [status[0] for status in statuses] == [-9, 143, 143, 0]
     assert_same_run(tmp_path / "whole", tmp_path / "killed", 12)
+
+
+def test_a_deterministic_run_repeated_is_the_same_run(data, tmp_path):
+    options = ["SOLVER.MAX_ITER", "4", "DETERMINISTIC", "True", *KEEPING]
+    for name in ("first", "second"):
+        assert finish(start(data, tmp_path / name, *options)) == [0]
+    assert_same_run(tmp_path / "first", tmp_path / "second", 4)
+
+
+def test_length_and_rate_may_change_on_resume_and_are_printed(data, tmp_path):
+    options = [
+        "DATALOADER.NUM_WORKERS",
+        "0",
+        "SOLVER.SCHEDULE",
+        "multistep",
+        "SOLVER.STEPS",
+        "()",
+        "SOLVER.LOG_PERIOD",
+        "1",
+    ]
+    assert finish(start(data, tmp_path / "run", *options, "SOLVER.MAX_ITER", "3", "SOLVER.BASE_LR", "0.02")) == [0]
+    options += ["SOLVER.MAX_ITER", "5", "SOLVER.BASE_LR", "0.005", "--resume"]
+    assert finish(start(data, tmp_path / "run", *options)) == [0]
+    assert [row["lr"] for row in lines(tmp_path / "run") if "loss" in row][2:] == [0.02, 0.005, 0.005]
+    log = (tmp_path / "run/log.txt").read_text()
+    assert "resume: SOLVER.MAX_ITER changes from 3 to 5" in log
+    assert "resume: SOLVER.BASE_LR changes from 0.02 to 0.005" in log
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_and_the_run_is_the_same(data, tmp_path):
+    options = [*COMMON, *KEEPING, "DATALOADER.NUM_WORKERS", "0"]
+    run_through(data, tmp_path / "whole", options)
+    assert finish(start(data, tmp_path / "killed", *options, kill="step:8")) == [-9]
+    newest = tmp_path / "killed/checkpoint_0000006.pth"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    run_through(data, tmp_path / "killed", options)
+    assert "passed over" in (tmp_path / "killed/log.txt").read_text()
+    assert_same_run(tmp_path / "whole", tmp_path / "killed", LENGTH)
