@@ -32,7 +32,7 @@ tbody tr:hover { background: var(--shade) }
 figure { margin: 1rem 0 }
 figcaption { color: var(--soft); font-size: .88rem; max-width: 60rem; overflow-wrap: anywhere }
 figure svg { display: block; max-width: 100%; height: auto }
-.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(22rem, 100%), 1fr)); gap: 1rem }
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(28rem, 100%), 1fr)); gap: 1rem }
 .gallery figure { margin: 0 } .gallery img { display: block; max-width: 100%; height: auto }
 """
 
