@@ -93,7 +93,7 @@ def assert_loads_the_same_or_is_refused(path, expected, kind: str) -> None:
         count(kind, "right")
 
 
-@tried(40)
+@tried(25)
 @given(
     edits=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), max_size=3),
     cut=st.none() | st.floats(0, 1),
@@ -138,7 +138,7 @@ def changed(draw, state: dict) -> dict:
     return state
 
 
-@tried(40)
+@tried(25)
 @given(state=st.data())
 def test_other_contents_are_refused_or_do_not_matter_to_a_detector(place, trained, expected, state):
     torch.save(state.draw(changed(trained[2])), place / "changed.pth")
@@ -151,7 +151,7 @@ def test_other_contents_are_refused_or_do_not_matter_to_a_detector(place, traine
         count("checkpoint, contents, load", "right")
 
 
-@tried(40)
+@tried(25)
 @given(state=st.data())
 def test_other_contents_are_refused_by_a_resume_or_give_a_run_that_trains(place, trained, state):
     state = state.draw(changed(trained[2]))

@@ -97,7 +97,7 @@ def answer(pairs: list[tuple[str, str]], dataset, kind: str) -> None:
         count(kind, "right")
 
 
-@tried(100)
+@tried(60)
 @given(key=st.sampled_from(KEYS), data=st.data())
 def test_every_value_of_every_key_is_refused_by_name_or_trains(dataset, key, data):
     with within(60):
@@ -124,7 +124,7 @@ LINES = st.one_of(
 )
 
 
-@tried(200)
+@tried(80)
 @given(lines=st.lists(LINES, max_size=6), tail=st.binary(max_size=4))
 def test_any_file_is_a_configuration_or_refused_with_its_name(folder, lines, tail):
     (folder / "base.yaml").write_text("SEED: 5\n")

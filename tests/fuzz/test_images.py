@@ -95,7 +95,7 @@ def path(tmp_path_factory):
     return tmp_path_factory.mktemp("images") / "x.jpg"  # the wrong suffix for nearly all of them
 
 
-@tried(120)
+@tried(80)
 @given(name=st.sampled_from(sorted(FORMATS)), size=SIZES, seed=st.integers(0, 99))
 def test_whole_files_are_what_another_decoder_reads(path, name, size, seed):
     data = encode(name, size, seed)
@@ -124,7 +124,7 @@ def test_orientation_follows_the_size_that_the_annotations_state(path, size, ori
     count("image, orientation", "right")
 
 
-@tried(150)
+@tried(80)
 @given(name=st.sampled_from(sorted(FORMATS)), size=SIZES, share=st.floats(0, 1, exclude_max=True))
 def test_cut_off_files_are_refused_unless_nothing_is_missing(path, name, size, share):
     data = encode(name, size, 0)
@@ -157,7 +157,7 @@ def damage(recipe) -> bytes:
     return bytes(data[:place] + inserted + data[place:])
 
 
-@tried(150)
+@tried(80)
 @given(data=DAMAGED.map(damage) | st.binary(max_size=80))
 def test_training_the_doctor_and_prediction_agree_about_damaged_files(path, data):
     """Formats without checksums cannot tell damage from a picture: then the stated size at least is certain."""

@@ -107,7 +107,7 @@ def assert_as_pycocotools(metrics: dict, content, rows) -> None:
     np.testing.assert_allclose(ours, reference(content, rows), rtol=0, atol=1e-9)
 
 
-@tried(60)
+@tried(50)
 @given(scene=scenes(), evaluator=st.sampled_from(["faster", "faster", "pycocotools"]))
 def test_any_ids_crowds_and_scores_give_the_numbers_of_pycocotools(folder, scene, evaluator):
     metrics = score(folder, *scene, "TEST.EVALUATOR", evaluator)
@@ -127,7 +127,7 @@ ODD = st.one_of(
 FIELDS = ["image_id", "category_id", "bbox", "score"]
 
 
-@tried(120)
+@tried(50)
 @given(
     scene=scenes(), edits=st.lists(st.tuples(st.integers(0, 30), st.sampled_from(FIELDS), ODD), min_size=1, max_size=2)
 )
@@ -151,7 +151,7 @@ def test_damaged_results_are_refused_with_their_place_or_scored_as_they_stand(fo
 TRUTH_FIELDS = ["id", "image_id", "category_id", "bbox", "area", "iscrowd"]
 
 
-@tried(120)
+@tried(50)
 @given(scene=scenes(), place=st.integers(0, 30), field=st.sampled_from(TRUTH_FIELDS), value=ODD)
 def test_damaged_annotations_are_refused_or_scored_as_they_stand(folder, scene, place, field, value):
     content, rows = scene
@@ -172,7 +172,7 @@ def test_damaged_annotations_are_refused_or_scored_as_they_stand(folder, scene, 
         count("annotations for scoring", "right")
 
 
-@tried(60)
+@tried(50)
 @given(scene=scenes(), cut=st.floats(0, 1), data=st.binary(max_size=30), place=st.floats(0, 1))
 def test_any_bytes_as_results_are_refused_or_scored(folder, scene, cut, data, place):
     whole = json.dumps(scene[1]).encode()
