@@ -145,7 +145,7 @@ MISTAKES = [
     (["MODEL.BACKBONE.NORM", "GroupNrom"], "GN"),
     (["DEVICE", "cuda"], "DEVICE cpu"),
     (["OUTPUT_DIR", "/proc/nothing"], "/proc/nothing"),
-    (["SOLVER.BASE_LR", "1e30", "SOLVER.CLIP_GRAD_NORM", "0.0"], "a loss or the gradient is not finite"),
+    (["SOLVER.BASE_LR", "1e9", "SOLVER.CLIP_GRAD_NORM", "0.0"], "a loss or the gradient is not finite"),
 ]
 
 
