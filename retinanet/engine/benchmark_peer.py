@@ -80,7 +80,7 @@ def build_peer_format(cfg, device: torch.device) -> torch.memory_format:
     tuned code has it, and on a CPU the contiguous one that torchvision's users get."""
     if device.type == "cpu" and str(cfg.SOLVER.CHANNELS_LAST) == "auto":
         return torch.contiguous_format
-    return build_memory_format(cfg, device, training=True)
+    return build_memory_format(cfg, device)
 
 
 def build_peer_train(cfg, job: Job, batches: list[Batch]) -> Task:

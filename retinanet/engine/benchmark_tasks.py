@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from retinanet.deploy.fold import fold
 from retinanet.engine.benchmark_exported import build_exported
-from retinanet.engine.evaluate import build_amp, detect
+from retinanet.engine.evaluate import autocast, build_amp, detect
 from retinanet.engine.machine import build_placed
 from retinanet.engine.run import build_trainer
-from retinanet.engine.train import train_step
+from retinanet.engine.train import Trainer, train_step
 from retinanet.layers.norm import make_norm
 from retinanet.modeling.build import build_model, build_postprocess, norm_options
 from retinanet.structures import Batch, pad_targets
@@ -40,6 +40,7 @@ class Job:
     allocator: on a CPU, with glibc told to keep freed memory, as our tools do (`utils/cpu.py`). label: ends the name of
     a variant that occurs several times.
     source: a folder of images for the task "data". exported: a form of `benchmark_exported.FORMS` that detects, or "".
+    floor: in training, also tell what memory it needs at least.
     """
 
     variant: str
@@ -55,6 +56,7 @@ class Job:
     label: str = ""
     source: str = ""
     exported: str = ""
+    floor: bool = False
 
     @property
     def name(self) -> str:
@@ -105,7 +107,24 @@ def build_train(cfg, job: Job, batches: list[Batch]) -> Task:
         values = train_step(trainer, batches) if trainer.step is None else trainer.step(batches)
         losses.append(values["loss"])
 
-    return Task(run, job.batch * cfg.SOLVER.ACCUMULATE, lambda: loss_facts(losses))
+    def facts() -> dict:
+        held = {"floor_mib": held_bytes(trainer, batches[0]) / 2**20} if job.floor else {}
+        return {**loss_facts(losses), **held}
+
+    return Task(run, job.batch * cfg.SOLVER.ACCUMULATE, facts)
+
+
+def held_bytes(trainer: Trainer, batch: Batch) -> int:
+    """Return what a step has to hold: parameters, a gradient and a momentum of each, and what backward needs."""
+    model = trainer.model
+
+    def forward() -> dict:
+        with autocast(batch.images.device, trainer.amp):
+            outputs = model(model.normalize(batch.images, batch.image_sizes))
+        return trainer.loss(outputs, batch.gt_boxes, batch.gt_labels)
+
+    sizes = [(parameter.nbytes, 3 if parameter.requires_grad else 1) for parameter in model.parameters()]
+    return saved_bytes(forward, model) + sum(size * copies for size, copies in sizes)
 
 
 def build_detection(cfg, job: Job, batches: list[Batch]) -> Task:

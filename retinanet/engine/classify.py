@@ -83,7 +83,7 @@ def build_accuracy(cfg, folder, small: bool, device: torch.device) -> Callable[[
 def build_classification_trainer(cfg, device: torch.device, small: bool) -> Trainer:
     """Return backbone and classifier, cross-entropy and optimizer on `device`."""
     model = build_classifier(cfg, small)
-    model.set_memory_format(build_memory_format(cfg, device, training=True))
+    model.set_memory_format(build_memory_format(cfg, device))
     model.to(device)
     net = distributed.data_parallel(model, device)
     return Trainer(

@@ -23,7 +23,7 @@ def build_device_warnings(cfg, device: torch.device) -> list[str]:
     ]
 
 
-def build_memory_format(cfg, device: torch.device, training: bool) -> torch.memory_format:
+def build_memory_format(cfg, device: torch.device) -> torch.memory_format:
     """Return the memory format of `SOLVER.CHANNELS_LAST`; "auto" takes the faster one.
 
     On CUDA that is NHWC wherever tensor cores run half precision, on a CPU as `prefers_channels_last` says.
@@ -34,11 +34,11 @@ def build_memory_format(cfg, device: torch.device, training: bool) -> torch.memo
     elif device.type == "cuda":
         channels_last = cfg.SOLVER.AMP != "off"
     else:
-        channels_last = prefers_channels_last(training)
+        channels_last = prefers_channels_last()
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def build_placed(cfg, model: RetinaNet, device: torch.device) -> RetinaNet:
     """Return `model` in evaluation mode on `device`, in the memory format in which it detects fastest there."""
-    model.set_memory_format(build_memory_format(cfg, device, training=False))
+    model.set_memory_format(build_memory_format(cfg, device))
     return model.to(device).eval()

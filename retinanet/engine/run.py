@@ -139,7 +139,7 @@ def build_trainer(cfg, device: torch.device, class_names: list[str], pretrained:
     model = build_model(cfg)
     if cfg.MODEL.WEIGHTS and pretrained:
         build_weights(cfg, model, class_names)
-    model.set_memory_format(build_memory_format(cfg, device, training=True))
+    model.set_memory_format(build_memory_format(cfg, device))
     model.to(device)
     if cfg.SOLVER.FUSE_CONVS:
         fuse_epilogues(model)

@@ -16,21 +16,20 @@ NHWC, NCHW = torch.channels_last, torch.contiguous_format
 
 
 @pytest.mark.parametrize(
-    ("asked", "amp", "device", "training", "expected"),
+    ("asked", "amp", "device", "expected"),
     [
-        ("True", "off", CUDA, True, NHWC),
-        ("False", "bf16", CUDA, True, NCHW),
-        ("auto", "bf16", CUDA, True, NHWC),
-        ("auto", "off", CUDA, True, NCHW),
-        ("auto", "off", CPU, False, NHWC),
-        ("auto", "off", CPU, True, NCHW),
-        ("True", "off", CPU, True, NHWC),
+        ("True", "off", CUDA, NHWC),
+        ("False", "bf16", CUDA, NCHW),
+        ("auto", "bf16", CUDA, NHWC),
+        ("auto", "off", CUDA, NCHW),
+        ("auto", "off", CPU, NCHW),
+        ("True", "off", CPU, NHWC),
     ],
 )
-def test_memory_format_follows_key_device_and_purpose(monkeypatch, asked, amp, device, training, expected):
-    monkeypatch.setattr(machine, "prefers_channels_last", lambda training: not training)  # as on AVX2
+def test_memory_format_follows_key_and_device(monkeypatch, asked, amp, device, expected):
+    monkeypatch.setattr(machine, "prefers_channels_last", lambda: False)  # as on AVX2
     cfg = small_cfg("SOLVER.CHANNELS_LAST", repr(asked), "SOLVER.AMP", amp)
-    assert build_memory_format(cfg, device, training) == expected
+    assert build_memory_format(cfg, device) == expected
 
 
 @pytest.mark.parametrize("text", ["true", "True", "auto", "False"])
@@ -43,7 +42,7 @@ def test_old_and_new_texts_of_the_key_are_read(text):
 def test_a_program_may_set_the_key_to_true():
     cfg = small_cfg()
     cfg.SOLVER.CHANNELS_LAST = True
-    assert build_memory_format(cfg, CPU, True) == NHWC
+    assert build_memory_format(cfg, CPU) == NHWC
     assert build_model(cfg).memory_format == NHWC
 
 

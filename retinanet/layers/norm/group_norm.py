@@ -1,6 +1,7 @@
 """Group normalization (arXiv 1803.08494), one function for both memory formats and every precision.
 
-On a CPU torch's kernels are the fastest. On CUDA they copy channels_last inputs to contiguous memory, and autocast runs
+On a CPU torch's kernels are the fastest, except in channels_last with few channels in a group, where sums and affine
+maps by image and channel are. On CUDA torch's kernels copy channels_last inputs to contiguous memory, and autocast runs
 them in float32; there the norm is tensor math instead: statistics per image and channel, combined to groups on tiny
 tensors, and one pass that applies them. That math, and torch's channels_last kernel, compute the variance as
 E[x^2] - mean^2, which is 2 % off in float32 once the mean is 100 standard deviations; so their input is centred first.
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from retinanet.errors import UserError
-from retinanet.layers.norm.reduce import narrow
+from retinanet.layers.norm.reduce import image_affine, image_moments, image_sums, laid_out_as, narrow, wide
 
 
 class GN(nn.Module):
@@ -60,7 +61,47 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float)
     """
     if torch.compiler.is_exporting():  # a graph for any size cannot ask for the layout; exporters know this operator
         return torch.group_norm(x, groups, weight, bias, eps)
+    rows = x.device.type == "cpu" and _layout(x) == torch.channels_last and x.numel() > 0
+    # (2, 64, 128, 128) forward and backward, one thread, AVX-512: 12 ms against 24; (2, 256, 64, 64): 13 against 10
+    if rows and x.shape[1] < 8 * groups and not torch.compiler.is_compiling():
+        return _GroupNormOfRows.apply(x, weight, bias, groups, eps)
     return _GroupNorm.apply(x, weight, bias, groups, eps)
+
+
+class _GroupNormOfRows(torch.autograd.Function):
+    """Group norm of a channels_last x on a CPU, by the sums over images and the affine maps of `reduce.py`.
+
+    With few channels in a group it takes half the time of torch's channels_last kernels, and x needs no centring.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+        full, channels = wide(x), x.shape[1]
+        image_mean, image_var = (moment.view(len(x), groups, -1) for moment in image_moments(full))
+        mean = image_mean.mean(2)  # (N, groups)
+        var = (image_var + (image_mean - mean.unsqueeze(2)).square()).mean(2)
+        rstd = torch.rsqrt(var + eps)
+        scale = _spread(rstd, channels).flatten(1) * weight.to(full.dtype)  # (N, C)
+        shift = bias.to(full.dtype) - _spread(mean, channels).flatten(1) * scale
+        ctx.save_for_backward(x, weight, mean, rstd)
+        return narrow(image_affine(full, scale, shift), x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, rstd = ctx.saved_tensors
+        full, (n, channels) = wide(x), x.shape[:2]
+        grad = laid_out_as(full, wide(grad))
+        scale, size = weight.to(full.dtype), x[0].numel() // rstd.shape[1]
+        channel_mean, channel_rstd = (_spread(vector, channels).flatten(1) for vector in (mean, rstd))
+        sums, products = image_sums(grad, full, channel_mean)
+        with_z = products * channel_rstd  # sum(grad * z) of each image and channel
+        mean_g, mean_gz = ((part * scale).view(n, rstd.shape[1], -1).sum(2) / size for part in (sums, with_z))
+        on_x = -rstd.square() * mean_gz  # as in `_backward`
+        constant = -rstd * mean_g - mean * on_x
+        grad_x = image_affine(grad, channel_rstd * scale, _spread(constant, channels).flatten(1))
+        grad_x.addcmul_(full, _spread(on_x, channels))
+        return grad_x.to(x.dtype), with_z.sum(0).to(weight.dtype), sums.sum(0).to(weight.dtype), None, None
 
 
 class _GroupNorm(torch.autograd.Function):
