@@ -234,6 +234,8 @@ def waiting_advice(loader: BatchLoader, waited: float, cores: int) -> str:
         return f"{waits}raise DATALOADER.NUM_WORKERS from {workers} to {wanted} ({spent})"
     if shares["disk"] > max(shares["cpu"], shares["queue"]):
         return f"{waits}{spent}; {workers} workers are enough for {cores} cores: copy the images to a faster disk"
+    if shares["queue"] > shares["cpu"]:
+        return f"{waits}{spent}; other processes take the {cores} cores: stop them, or lower OMP_NUM_THREADS"
     smaller = "store the images no larger than INPUT.MAX_SIZE_TRAIN, with width, height and boxes in the json to match"
     return f"{waits}{spent}; {workers} workers already take the {cores} cores of this process: {smaller}"
 

@@ -127,6 +127,7 @@ BUSY = (10.0, 8.0, 1.0)  # of 10 s: 8 on a core, 1 waiting for one, so 1 for the
         (4, 0.9, 8, BUSY, "from 4 to 7"),  # of 8 cores one is for training
         (7, 0.5, 8, BUSY, "7 workers already take the 8 cores of this process: store the images no larger"),
         (7, 0.5, 8, (10.0, 1.0, 1.0), "80 % waiting for the disk, 10 % waiting for a core; 7 workers are enough"),
+        (7, 0.5, 8, (10.0, 2.0, 7.0), "70 % waiting for a core; other processes take the 8 cores: stop them"),
         (1, 0.5, 1, (10.0, 1.0, 1.0), "copy the images to a faster disk"),
     ],
 )
