@@ -207,7 +207,7 @@ def settle(model: nn.Module, batches: list[Batch]) -> None:
     """
     model.train()
     pair = 1 if len(batches[0]) > 1 else 2
-    for start in (0, pair):
+    for start in range(0, min(len(batches), 2 * pair), pair):
         images, sizes = (
             torch.cat([getattr(batch, name) for batch in batches[start : start + pair]])
             for name in ("images", "image_sizes")

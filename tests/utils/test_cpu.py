@@ -34,7 +34,7 @@ def test_kept_memory_is_not_faulted_in_again():
         *said, count = done.stdout.split("\n")[:-1]
         faults[how] = int(count)
         assert ("keeps freed memory" in "".join(said)) == (how == "keep")
-    assert faults["keep"] < 100 < faults["leave"]
+    assert 100 < faults["leave"] and faults["keep"] < faults["leave"] / 10
 
 
 def test_a_choice_of_the_environment_is_left_alone(monkeypatch):
