@@ -4,16 +4,19 @@ A worker writes into shared memory which image it is about to read and where its
 it when a worker has died, and when it has to wait for data.
 """
 
+import atexit
 import contextlib
 import os
 import re
 import signal
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from retinanet.errors import RunError, UserError
@@ -30,10 +33,11 @@ class Board:
     """What each worker is doing, in shared memory: the row that it reads, and the seconds that it has worked.
 
     seconds: (W, 3) float64: the clock, on a core, waiting for a core. What is left of the clock was spent on waiting
-    for the disk or the network.
+    for the disk or the network. closing: (1,) 1 once the workers of the newest iterator are no longer wanted.
     """
 
     def __init__(self, workers: int):
+        self.closing = torch.zeros(1, dtype=torch.int64)
         self.reading = torch.full((workers,), -1, dtype=torch.int64).share_memory_()
         self.seconds = torch.zeros(workers, 3, dtype=torch.float64).share_memory_()
 
@@ -104,25 +108,38 @@ class BatchLoader(DataLoader):
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        iterator = self._start()
-        self._pids = {process.pid: number for number, process in enumerate(getattr(iterator, "_workers", ()))}
-        while True:
-            try:
-                item = next(iterator)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                raise self.death(error) or error from None
-            if isinstance(item, UserError):
-                raise item
-            yield item
+        iterator, closing = self._start()
+        workers = getattr(iterator, "_workers", ())
+        self._pids = {process.pid: number for number, process in enumerate(workers)}
+        try:
+            while True:
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    return
+                except RuntimeError as error:
+                    raise self.death(error) or error from None
+                if isinstance(item, UserError):
+                    raise item
+                yield item
+        finally:
+            # Not left to torch: when the garbage collector finds an iterator, its queues are closed already, so that
+            # torch waits 5 s for each worker in vain and then sends them a signal that ours ignore.
+            closing.fill_(1)
+            for process in workers:
+                process.terminate()
 
-    def _start(self) -> Iterator[Batch | UserError]:
-        """Start the workers while OpenCV has no threads here: a forked worker would wait for them forever."""
+    def _start(self) -> tuple[Iterator[Batch | UserError], Tensor]:
+        """Start the workers while OpenCV has no threads here: a forked worker would wait for them forever.
+
+        Return their iterator, and their own `closing` of the board.
+        """
+        closing = self.dataset.board.closing = torch.zeros(1, dtype=torch.int64).share_memory_()
+        _closings[id(closing)] = closing
         threads = cv2.getNumThreads()
         cv2.setNumThreads(1)
         try:
-            return super().__iter__()
+            return super().__iter__(), closing
         finally:
             cv2.setNumThreads(threads)
 
@@ -150,6 +167,15 @@ def explained(loader: BatchLoader):
         yield
     except RuntimeError as error:
         raise loader.death(error) or error from None
+
+
+_closings = weakref.WeakValueDictionary()  # flags of the iterators that may still have workers
+
+
+@atexit.register  # runs before Python's own hook, which ends workers by SIGTERM and waits for them
+def _close_all() -> None:
+    for closing in list(_closings.values()):
+        closing.fill_(1)
 
 
 def _remedy(name: str) -> str:
@@ -208,9 +234,14 @@ def _as_it_is(batch):
 
 
 def _start_worker(worker: int) -> None:
-    """One thread a worker (more fight over the cores); signals are for the training process, which ends the workers."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # a terminal and a cluster send them to the whole group
-        signal.signal(number, signal.SIG_IGN)
+    """One thread a worker (more fight over the cores); signals are for the training process, which ends the workers.
+
+    A terminal and a cluster send them to the whole group, and the step in progress still needs its data. SIGTERM counts
+    once the training process has said that it is closing.
+    """
+    closing = get_worker_info().dataset.board.closing
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if closing.item() else None)
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
 

@@ -1,10 +1,17 @@
 """Workers that die, run out of memory or are slow: each is named, with what to do about it."""
 
+import gc
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from loader_cases import config, take, write_nine_images
 
 from retinanet.data.coco import CocoDataset
@@ -154,3 +161,44 @@ def test_a_step_read_again_equals_what_every_rank_got(dataset, accumulate, world
             assert torch.equal(one.images, other.images) and torch.equal(one.gt_boxes, other.gt_boxes)
     ids = again[0][0].image_ids
     assert files_of(started_later, ids) == [str(dataset.images_dir / f"{image_id - 100}.png") for image_id in ids]
+
+
+def test_workers_of_an_iterator_that_the_garbage_collector_finds_end_at_once(dataset):
+    gc.collect()
+    iterator = iter(build_train_loader(config(DATALOADER__NUM_WORKERS=2), dataset))
+    next(iterator)
+    workers = multiprocessing.active_children()
+    cycle = [iterator]
+    cycle.append(cycle)
+    del iterator, cycle
+    start = time.monotonic()
+    gc.collect()
+    for worker in workers:
+        worker.join(timeout=4)
+    assert len(workers) >= 2 and not any(worker.is_alive() for worker in workers)
+    assert time.monotonic() - start < 4  # torch alone: 5 s for each worker, which then stays
+
+
+def test_workers_ignore_a_signal_to_the_whole_group_while_they_are_needed(dataset):
+    iterator = iter(build_train_loader(config(DATALOADER__NUM_WORKERS=1), dataset))
+    next(iterator)
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, signal.SIGTERM)
+    assert len(take(iterator, 4)) == 4
+    iterator.close()
+
+
+def test_a_program_that_ends_in_the_middle_of_a_loader_ends(dataset):
+    code = (
+        "import sys\n"
+        "from loader_cases import config\n"
+        "from retinanet.data.coco import CocoDataset\n"
+        "from retinanet.data.loader import build_train_loader\n"
+        "kept = iter(build_train_loader(config(DATALOADER__NUM_WORKERS=2), CocoDataset(sys.argv[1], sys.argv[2])))\n"
+        "next(kept)\n"
+        "sys.modules['kept'] = kept\n"
+    )
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    command = [sys.executable, "-c", code, str(dataset.file(0).parent), str(dataset.annotations_file)]
+    ended = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, timeout=60, capture_output=True, text=True)
+    assert ended.returncode == 0 and ended.stderr == "", ended.stderr
