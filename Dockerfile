@@ -1,5 +1,5 @@
 # docker build --build-arg UID="$(id -u)" --build-arg GID="$(id -g)" -t retinanet .
-# docker run --rm --gpus all --ipc=host -v "$PWD/datasets:/work/datasets" -v "$PWD/output:/work/output" retinanet \
+# docker run --rm --gpus all --ipc=host -v "$PWD/datasets:/workspace/datasets" -v "$PWD/output:/workspace/output" retinanet \
 #     python tools/train_net.py --config configs/retinanet_R50_gn_fpn.yaml
 #
 # UID and GID are those of the user who owns the mounted folders. --ipc=host: the loader's processes hand batches over
@@ -25,7 +25,7 @@ ARG UID=1000
 ARG GID=1000
 RUN mkdir -p output && chown -R "${UID}:${GID}" datasets output
 # weights that are fetched stay in the mounted folder; a user without an entry in /etc/passwd has no home
-ENV RETINANET_CACHE=/work/output/cache HOME=/tmp
+ENV RETINANET_CACHE=/workspace/output/cache HOME=/tmp
 USER ${UID}:${GID}
 
 CMD ["python", "tools/train_net.py", "--help"]
