@@ -4,8 +4,7 @@
 #
 # UID and GID are those of the user who owns the mounted folders. --ipc=host: the loader's processes hand batches over
 # in shared memory, of which a container has 64 MiB otherwise. PyTorch's wheels bring CUDA and cuDNN of their own, so
-# the base only has to let the driver in; TORCH_INDEX chooses wheels for an older driver, such as
-# https://download.pytorch.org/whl/cu126.
+# the base only has to let the driver in. For an older driver, set pip's PIP_EXTRA_INDEX_URL to PyTorch's wheels for it.
 FROM nvidia/cuda:12.8.1-base-ubuntu24.04
 
 # gcc and the headers: torch.compile (SOLVER.COMPILE) builds its launchers with them
@@ -15,10 +14,10 @@ RUN apt-get update \
     && python3 -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1
 
-WORKDIR /work
+WORKDIR /workspace
 COPY requirements.txt .
-ARG TORCH_INDEX=https://pypi.org/simple
-RUN pip install --index-url "${TORCH_INDEX}" "torch>=2.11" "torchvision>=0.26" && pip install -r requirements.txt
+ARG PIP_EXTRA_INDEX_URL
+RUN pip install -r requirements.txt
 
 COPY . .
 ARG UID=1000
