@@ -19,7 +19,22 @@ def start(device_type: str) -> None:
         return
     if device_type == "cuda":
         torch.cuda.set_device(local_rank())
-    dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device_type == "cuda" else "gloo", **_store_of_this_start())
+
+
+def _store_of_this_start() -> dict:
+    """Return arguments of `init_process_group` that keep the addresses of earlier starts apart from those of this one.
+
+    After a restart torchrun hands out the store that it had before, and its processes connect to the ports of dead ones
+    (seen with torch 2.15; 2.11 has the same lines). The agents of several machines count their restarts differently, so there is no common name:
+    they need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 (docs/training.md).
+    """
+    here = os.environ
+    if here.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or here.get("GROUP_WORLD_SIZE") != "1":
+        return {}
+    store = dist.TCPStore(here["MASTER_ADDR"], int(here["MASTER_PORT"]), is_master=False)
+    own = dist.PrefixStore(f"start {here['TORCHELASTIC_RESTART_COUNT']}", store)
+    return {"store": own, "rank": int(here["RANK"]), "world_size": int(here["WORLD_SIZE"])}
 
 
 def reported(main):

@@ -1,4 +1,4 @@
-"""Gradients of accumulated micro-batches are summed over the processes once, whatever wraps the network."""
+"""Processes of a job: gradients are summed once, whatever wraps the network; a restart forgets the start before."""
 
 import pytest
 import torch
@@ -35,3 +35,18 @@ def test_gradients_are_not_sent_while_their_sum_is_off(job, compiled):
 
 def test_values_are_gathered_in_the_first_process(job):
     assert distributed.gather_to_main({"a": torch.ones(2)})[0]["a"].tolist() == [1, 1]
+
+
+def test_a_restarted_job_does_not_see_the_addresses_of_the_one_before(monkeypatch):
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    job = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.port), "RANK": "1", "WORLD_SIZE": "2"}
+    agent = {"TORCHELASTIC_USE_AGENT_STORE": "True", "GROUP_WORLD_SIZE": "1", "TORCHELASTIC_RESTART_COUNT": "0"}
+    for name, value in {**job, **agent}.items():
+        monkeypatch.setenv(name, value)
+    first, peer = (distributed._store_of_this_start()["store"] for _ in range(2))
+    first.set("address", "127.0.0.1:8074")
+    assert peer.get("address") == b"127.0.0.1:8074"
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    again = distributed._store_of_this_start()
+    assert not again["store"].check(["address"])
+    assert (again["rank"], again["world_size"]) == (1, 2)
