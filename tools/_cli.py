@@ -12,6 +12,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+
+def _end(kind, error, trace) -> None:
+    """Say in one word that Ctrl-C came while the libraries below were imported, which takes seconds."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _end
+
 from retinanet.config.check import check_config  # noqa: E402
 from retinanet.config.load import load_config  # noqa: E402
 from retinanet.errors import UserError, nearest  # noqa: E402
@@ -75,6 +86,9 @@ def run(main) -> None:
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except Exception:
+    except Exception as error:
         record_failure(traceback.format_exc())
-        raise
+        if not distributed.peer_is_gone(error):
+            raise
+        print(f"error in process {distributed.rank()}: another process has ended, it tells why", file=sys.stderr)
+        sys.exit(1)

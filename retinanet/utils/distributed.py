@@ -6,11 +6,14 @@ job of one process, so callers never ask which case they are in.
 
 import contextlib
 import os
+import re
 import warnings
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+_PEER_IS_GONE = re.compile(r"connection (was )?(closed|reset)|broken pipe|ncclRemoteError", re.IGNORECASE)
 
 
 def start(device_type: str) -> None:
@@ -26,8 +29,8 @@ def _store_of_this_start() -> dict:
     """Return arguments of `init_process_group` that keep the addresses of earlier starts apart from those of this one.
 
     After a restart torchrun hands out the store that it had before, and its processes connect to the ports of dead ones
-    (seen with torch 2.15; 2.11 has the same lines). The agents of several machines count their restarts differently, so there is no common name:
-    they need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 (docs/training.md).
+    (seen with torch 2.15; 2.11 has the same lines). The agents of several machines count their restarts differently, so
+    there is no common name: they need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 (docs/training.md).
     """
     here = os.environ
     if here.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or here.get("GROUP_WORLD_SIZE") != "1":
@@ -44,6 +47,11 @@ def reported(main):
     from torch.distributed.elastic.multiprocessing.errors import record
 
     return record(main)
+
+
+def peer_is_gone(error: Exception) -> bool:
+    """Return whether `error` is what gloo or NCCL raises here because another process of the job has ended."""
+    return dist.is_initialized() and isinstance(error, RuntimeError) and bool(_PEER_IS_GONE.search(str(error)))
 
 
 def launched() -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_cases import arguments, command, run_tool, write_data
+from run_cases import ROOT, arguments, command, run_tool, write_data
 
 DIVERGES = ["SOLVER.MAX_ITER", "4", "SOLVER.BASE_LR", "1e9", "SOLVER.CLIP_GRAD_NORM", "0.0"]
 
@@ -104,6 +104,15 @@ def test_an_unexpected_error_leaves_its_traceback_in_the_log(data, tmp_path, cap
     assert "E Traceback (most recent call last)" in log and "IndexError: list index out of range" in log
 
 
+def test_ctrl_c_while_libraries_are_imported_is_one_word(tmp_path):
+    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    tool = [sys.executable, str(ROOT / "tools/train_net.py"), "--help"]
+    done = subprocess.run(tool, capture_output=True, text=True, env=environment, timeout=60)
+    assert (done.stdout, done.stderr) == ("", "interrupted\n")
+    assert done.returncode in (130, -signal.SIGINT)  # Python ends by the signal itself, which a shell shows as 130
+
+
 MISTAKES = [
     (["--dryrun"], "unrecognized arguments: --dryrun; did you mean '--dry-run'?; --help shows"),
     (["--config"], "argument --config: expected one argument; --help shows what"),
@@ -132,4 +141,5 @@ def test_missing_images_are_found_before_training(data, tmp_path, capfd, split, 
     ended = run_tool("train_net", arguments(tmp_path, tmp_path / "run", *options), capfd)
     assert ended.status == status, ended.stderr
     assert gone.name in (ended.stderr if status else ended.stdout)
+    assert gone.name in (tmp_path / "run/log.txt").read_text()
     assert (tmp_path / "run/metrics.jsonl").exists() == (status == 0)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_cases import ROOT, arguments, command, write_data
+from run_cases import command, write_data
 from training_cases import SMALLER, assert_same_run, finish, lines, start, weights
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -20,6 +20,15 @@ PLAIN = ["DATALOADER.NUM_WORKERS", "0", "SOLVER.LOG_PERIOD", "1"]
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     return write_data(tmp_path_factory.mktemp("data"))
+
+
+def catalog(data: Path, folder: Path, content: dict) -> None:
+    """Write a catalog to `folder` whose training json is `content`."""
+    (folder / "train.json").write_text(json.dumps(content))
+    (folder / "catalog.yaml").write_text(
+        f"synthetic_train: {{images: {data / 'train'}, annotations: train.json}}\n"
+        f"synthetic_val: {{images: {data / 'val'}, annotations: {data / 'annotations/val.json'}}}\n"
+    )
 
 
 def one_and_two(data: Path, folder: Path, *options: str) -> tuple[Path, Path]:
@@ -61,11 +70,7 @@ def test_a_process_with_empty_images_alone_neither_hangs_nor_fails(data, tmp_pat
     content = json.loads((data / "annotations/train.json").read_text())
     only = content["annotations"][0]["image_id"]
     content["annotations"] = [row for row in content["annotations"] if row["image_id"] == only]
-    (tmp_path / "train.json").write_text(json.dumps(content))
-    (tmp_path / "catalog.yaml").write_text(
-        f"synthetic_train: {{images: {data / 'train'}, annotations: train.json}}\n"
-        f"synthetic_val: {{images: {data / 'val'}, annotations: {data / 'annotations/val.json'}}}\n"
-    )
+    catalog(data, tmp_path, content)
     one, two = one_and_two(tmp_path, tmp_path, "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "8")
     assert_equal_up_to_the_order_of_sums(one, two, 8)
     positives = [row["num_fg"] for row in lines(two) if "loss" in row]
@@ -110,7 +115,7 @@ def test_torchrun_starts_again_after_a_process_died_and_equals_the_run_that_was_
     options = [*PLAIN, "MODEL.HEAD.NORM", "BN", "SOLVER.MAX_ITER", "12", "SOLVER.CHECKPOINT_PERIOD", "2", "--resume"]
     options += SMALLER[SMALLER.index("TEST.IMS_PER_BATCH") :]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    launch = [*TORCHRUN, "--max-restarts", "3", *command(data, tmp_path / "disturbed", *options)[1:]]
+    launch = [*TORCHRUN, "--max-restarts", "1", *command(data, tmp_path / "disturbed", *options)[1:]]
     with open(tmp_path / "console", "w") as console:
         job = subprocess.Popen(launch, env=environment, stdout=console, stderr=console)
     end = time.monotonic() + 240
@@ -127,23 +132,30 @@ def test_torchrun_starts_again_after_a_process_died_and_equals_the_run_that_was_
     assert_same_run(tmp_path / "whole", tmp_path / "disturbed", 12)
 
 
-@pytest.mark.slow
 def test_a_process_that_fails_ends_the_job_and_its_reason_is_told(data, tmp_path):
     """The second image of a step goes to the second process, and cannot be read there."""
     content = json.loads((data / "annotations/train.json").read_text())
     content["images"] = content["images"][:2]
     kept = {image["id"] for image in content["images"]}
     content["annotations"] = [row for row in content["annotations"] if row["image_id"] in kept]
-    content["images"][1]["file_name"] = "gone.jpg"
-    (tmp_path / "train.json").write_text(json.dumps(content))
-    (tmp_path / "catalog.yaml").write_text(
-        f"synthetic_train: {{images: {data / 'train'}, annotations: train.json}}\n"
-        f"synthetic_val: {{images: {data / 'val'}, annotations: {data / 'annotations/val.json'}}}\n"
-    )
-    given = [*PLAIN, "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "2"]
-    launch = [*TORCHRUN, str(ROOT / "tools/train_net.py"), *arguments(tmp_path, tmp_path / "run", *given)]
-    done = subprocess.run(launch, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 1
-    assert "gone.jpg" in done.stderr
-    summary = done.stderr[done.stderr.index("Root Cause") :]
-    assert "gone.jpg" in summary and "exitcode  : 2" in summary
+    (tmp_path / "damaged").write_bytes(b"no picture")
+    content["images"][1]["file_name"] = str(tmp_path / "damaged")
+    catalog(data, tmp_path, content)
+    given = [*PLAIN, "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "50"]
+    ended = finish(start(tmp_path, tmp_path / "run", *given, processes=2))
+    first, second = ((tmp_path / f"run/console{rank}.txt").read_text() for rank in (0, 1))
+    assert ended == [1, 2], first
+    assert "error in process 1: " in second and "damaged" in second
+    assert "error in process 0: another process has ended, it tells why" in first
+    assert "Traceback" not in first + second
+
+
+def test_bad_annotations_are_told_once_by_a_job_of_two_processes(data, tmp_path):
+    content = json.loads((data / "annotations/train.json").read_text())
+    content["images"][0]["file_name"] = "gone.jpg"
+    catalog(data, tmp_path, content)
+    ended = finish(start(tmp_path, tmp_path / "run", *PLAIN, processes=2))
+    first, second = ((tmp_path / f"run/console{rank}.txt").read_text() for rank in (0, 1))
+    assert ended == [2, 1], second
+    assert first.startswith("error: synthetic_train: error [missing-file]") and first.count("\n") == 1
+    assert second == "error in process 1: another process has ended, it tells why\n"
