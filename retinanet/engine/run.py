@@ -16,7 +16,7 @@ from retinanet.engine.checkpoint import Checkpointer
 from retinanet.engine.ema import model_ema
 from retinanet.engine.graphs import GraphedStep
 from retinanet.engine.machine import build_memory_format
-from retinanet.engine.optim import build_optimizer
+from retinanet.engine.optim import build_optimizer, build_schedule
 from retinanet.engine.train import Trainer
 from retinanet.errors import UserError
 from retinanet.layers.conv import fuse_epilogues
@@ -188,7 +188,8 @@ def resume(trainer: Trainer, checkpointer: Checkpointer, cfg) -> dict | None:
     """Load the newest whole checkpoint into `trainer` and return it; None when the folder has none.
 
     Keys that differ from the checkpoint's configuration are logged; a difference under MODEL (other than the starting
-    weights) raises `UserError`, because the stored state would not fit the network that it describes.
+    weights) raises `UserError`, because the stored state would not fit the network that it describes. So does a
+    schedule that ends before the checkpoint.
     """
     found = checkpointer.latest()
     _check_shared(checkpointer.folder, found)
@@ -203,6 +204,7 @@ def resume(trainer: Trainer, checkpointer: Checkpointer, cfg) -> dict | None:
                 "a new run in another OUTPUT_DIR with MODEL.WEIGHTS set to this file"
             )
         _log.info("resume: %s changes from %r to %r", key, old, new)
+    _check_length(path, state["iteration"], build_schedule(cfg).max_iter)
     try:
         trainer.load_state(state)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
@@ -213,6 +215,15 @@ def resume(trainer: Trainer, checkpointer: Checkpointer, cfg) -> dict | None:
         ) from error
     _log.info("resumed from %s at iteration %d", path, trainer.iteration)
     return state
+
+
+def _check_length(path: Path, done: int, wanted: int) -> None:
+    """Raise `UserError` when a checkpoint is past the end of the run; one at the end is that of a finished run."""
+    if done > wanted:
+        raise UserError(
+            f"SOLVER.MAX_ITER: this run ends at iteration {wanted} (after the batch recipe), but {path} is of "
+            f"iteration {done} already; set it to {done} or more, or start a new run in another OUTPUT_DIR"
+        )
 
 
 def stored_config(path: Path, state: dict) -> dict:

@@ -56,23 +56,26 @@ def test_a_deterministic_run_repeated_is_the_same_run(data, tmp_path):
 
 
 def test_length_and_rate_may_change_on_resume_and_are_printed(data, tmp_path):
-    options = [
-        "DATALOADER.NUM_WORKERS",
-        "0",
-        "SOLVER.SCHEDULE",
-        "multistep",
-        "SOLVER.STEPS",
-        "()",
-        "SOLVER.LOG_PERIOD",
-        "1",
-    ]
-    assert finish(start(data, tmp_path / "run", *options, "SOLVER.MAX_ITER", "3", "SOLVER.BASE_LR", "0.02")) == [0]
-    options += ["SOLVER.MAX_ITER", "5", "SOLVER.BASE_LR", "0.005", "--resume"]
-    assert finish(start(data, tmp_path / "run", *options)) == [0]
+    options = [*("DATALOADER.NUM_WORKERS", "0", "SOLVER.LOG_PERIOD", "1", "SOLVER.SCHEDULE", "multistep")]
+    options += [*("SOLVER.STEPS", "()", "--resume")]
+
+    def run(length: int, rate: float) -> list[int]:
+        given = [*options, "SOLVER.MAX_ITER", str(length), "SOLVER.BASE_LR", str(rate)]
+        return finish(start(data, tmp_path / "run", *given))
+
+    assert run(3, 0.02) == [0]
+    assert run(5, 0.005) == [0]
     assert [row["lr"] for row in lines(tmp_path / "run") if "loss" in row][2:] == [0.02, 0.005, 0.005]
     log = (tmp_path / "run/log.txt").read_text()
     assert "resume: SOLVER.MAX_ITER changes from 3 to 5" in log
     assert "resume: SOLVER.BASE_LR changes from 0.02 to 0.005" in log
+    finished = (tmp_path / "run/metrics.jsonl").read_bytes()
+    assert run(5, 0.005) == [0]  # a finished run is finished: no step, no evaluation
+    assert run(4, 0.005) == [2]
+    console = (tmp_path / "run/console0.txt").read_text()
+    assert "error: SOLVER.MAX_ITER: this run ends at iteration 4" in console
+    assert "checkpoint_0000005.pth is of iteration 5 already; set it to 5 or more" in console
+    assert (tmp_path / "run/metrics.jsonl").read_bytes() == finished
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over_and_the_run_is_the_same(data, tmp_path):
