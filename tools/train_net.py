@@ -4,6 +4,7 @@ import signal
 import sys
 from contextlib import closing
 from functools import partial
+from pathlib import Path
 
 import _cli
 import _dry_run
@@ -67,11 +68,11 @@ def main(argv: list[str] | None = None) -> None:
     warnings += check_world_size(cfg, distributed.world_size())
     checkpointer = open_run(cfg, args.resume)
     folder = checkpointer.folder
+    start_logging(folder if distributed.is_main() else None, console=distributed.is_main())
     train_set, test_sets = build_datasets(cfg)
     cfg = resolve_num_classes(cfg, train_set)
     warnings += examine_data(cfg) if distributed.is_main() and not args.resume else []
 
-    start_logging(folder if distributed.is_main() else None, console=distributed.is_main())
     log = get_logger()
     text, recipe = dump_config(cfg), batch_recipe(cfg)
     log.debug("configuration:\n%s", text)
@@ -80,16 +81,10 @@ def main(argv: list[str] | None = None) -> None:
     set_seed(cfg.SEED, cfg.DETERMINISTIC)
     trainer = build_trainer(cfg, device, train_set.class_names, pretrained=not checkpointer.existing())
     state = resume(trainer, checkpointer, cfg) or {}
-    if distributed.is_main():
-        write_atomically(folder / "config.yaml", lambda file: file.write(text.encode()))
-
-    writer = MetricsWriter(folder, trainer.iteration, state.get("log_lines")) if distributed.is_main() else None
-    if writer is not None:
-        writer.hyperparameters(hyperparameters(cfg), ["AP", "AP50", "loss"])
+    writer = open_metrics(cfg, folder, trainer.iteration, state.get("log_lines"))
     schedule, scaled = build_schedule(cfg), trainer.scaler is not None
-    loader = build_train_loader(
-        cfg, train_set, trainer.iteration * cfg.SOLVER.ACCUMULATE, distributed.rank(), distributed.world_size()
-    )
+    first, ranks = trainer.iteration * cfg.SOLVER.ACCUMULATE, (distributed.rank(), distributed.world_size())
+    loader = build_train_loader(cfg, train_set, first, *ranks)
     advise = partial(waiting_advice, loader, cores=usable_cores(distributed.local_world_size()))
     progress = Progress(writer, schedule.max_iter, device, trainer.iteration, state.get("log_window"), scaled, advise)
     describe = {"config": text, "classes": class_list(train_set), "provenance": provenance(command_line(argv))}
@@ -126,6 +121,16 @@ def open_run(cfg, resuming: bool) -> Checkpointer:
     if distributed.is_main():
         checkpointer.remove_partial()
     return checkpointer
+
+
+def open_metrics(cfg, folder: Path, iteration: int, lines: int | None) -> MetricsWriter | None:
+    """Write config.yaml and return what writes the numbers of the run, from `iteration` on; None but in one process."""
+    if not distributed.is_main():
+        return None
+    write_atomically(folder / "config.yaml", lambda file: file.write(dump_config(cfg).encode()))
+    writer = MetricsWriter(folder, iteration, lines)
+    writer.hyperparameters(hyperparameters(cfg), ["AP", "AP50", "loss"])
+    return writer
 
 
 if __name__ == "__main__":
