@@ -74,13 +74,14 @@ def test_loaders_steps_checkpoints_evaluations_and_detectors_leave_nothing_open(
         evaluate(trainer.model, loader, build_postprocess(cfg), CPU, dataset, tmp_path / "inference", "faster")
         retinanet.load(path, device="cpu")([str(tmp_path / "0.png"), str(tmp_path / "1.png")])
 
+    children_of_others = held()[2]  # such as the server that other tests fork runs from
     everything()
     everything()
     before = held()
     for _ in range(2):
         everything()
     after = held()
-    assert after[2] == before[2] == 0
+    assert after[2] == before[2] == children_of_others
     assert after[0] <= before[0] and after[1] <= before[1], (before, after)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from run_cases import ROOT, arguments, command, run_tool, write_data
+from training_cases import finish, start
 
 DIVERGES = ["SOLVER.MAX_ITER", "4", "SOLVER.BASE_LR", "1e9", "SOLVER.CLIP_GRAD_NORM", "0.0"]
 
@@ -58,17 +59,13 @@ def test_a_replay_with_a_mistake_ends_with_status_2(tmp_path, capfd):
 
 
 def test_two_processes_save_one_batch_with_the_images_of_both(data, tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     options = [*DIVERGES, "DATALOADER.NUM_WORKERS", "0", "MODEL.HEAD.NORM", "BN"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(
-        [*launch, *command(data, tmp_path / "run", *options)[1:]], capture_output=True, text=True, env=environment
-    )
-    assert run.returncode != 0
+    assert 2 in finish(start(data, tmp_path / "run", *options, processes=2))
+    stderr = "".join((tmp_path / f"run/console{rank}.txt").read_text() for rank in (0, 1))
     saved = failed_batch(tmp_path / "run")
     ids = [i for part in saved["ranks"] for batch in part["batches"] for i in batch["image_ids"]]
     assert len(saved["ranks"]) == 2 and len(ids) == 4
-    assert f"image ids of all 2 processes: {ids}" in run.stderr
+    assert f"image ids of all 2 processes: {ids}" in stderr
     name = next(name for name in saved["ranks"][0]["buffers"] if name.endswith("running_mean"))
     assert not torch.equal(*(part["buffers"][name] for part in saved["ranks"]))
 

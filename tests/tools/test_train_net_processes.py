@@ -112,14 +112,14 @@ def rank_of(pid: int) -> str:
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the process by /proc")
 def test_torchrun_starts_again_after_a_process_died_and_equals_the_run_that_was_not_disturbed(data, tmp_path):
-    options = [*PLAIN, "MODEL.HEAD.NORM", "BN", "SOLVER.MAX_ITER", "12", "SOLVER.CHECKPOINT_PERIOD", "2", "--resume"]
+    options = [*PLAIN, "MODEL.HEAD.NORM", "BN", "SOLVER.MAX_ITER", "8", "SOLVER.CHECKPOINT_PERIOD", "2", "--resume"]
     options += SMALLER[SMALLER.index("TEST.IMS_PER_BATCH") :]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     launch = [*TORCHRUN, "--max-restarts", "1", *command(data, tmp_path / "disturbed", *options)[1:]]
     with open(tmp_path / "console", "w") as console:
         job = subprocess.Popen(launch, env=environment, stdout=console, stderr=console)
     end = time.monotonic() + 240
-    while not (tmp_path / "disturbed/checkpoint_0000004.pth").exists():
+    while not (tmp_path / "disturbed/checkpoint_0000002.pth").exists():
         assert job.poll() is None and time.monotonic() < end, (tmp_path / "console").read_text()[-3000:]
         time.sleep(0.01)
     (victim,) = [child for child in children(job.pid) if rank_of(child) == "1"]
@@ -129,7 +129,7 @@ def test_torchrun_starts_again_after_a_process_died_and_equals_the_run_that_was_
     assert log.count("resumed from") == 1
     given = [*options, "MODEL.BACKBONE.NAME", "R18"]
     assert finish(start(data, tmp_path / "whole", *given, processes=2)) == [0, 0]
-    assert_same_run(tmp_path / "whole", tmp_path / "disturbed", 12)
+    assert_same_run(tmp_path / "whole", tmp_path / "disturbed", 8)
 
 
 def test_a_process_that_fails_ends_the_job_and_its_reason_is_told(data, tmp_path):
