@@ -5,7 +5,6 @@ depends on (seed, optimizer step, place in the step) alone, never on the worker,
 """
 
 import logging
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from retinanet.data.sampler import (
     trainable_rows,
 )
 from retinanet.data.transforms import Augmentation, draw_augmentation
-from retinanet.data.views import EvalBatches, View, image_batcher
+from retinanet.data.views import EvalBatches, ImageBatcher, View
 from retinanet.data.workers import Batches, BatchLoader
 from retinanet.errors import UserError
 from retinanet.structures import Batch, Target
@@ -219,9 +218,9 @@ def build_test_loader(cfg, dataset: CocoDataset, rank: int = 0, world_size: int 
     return build_batch_loader(cfg, batches, eval_batches(dataset.sizes, cfg.TEST.IMS_PER_BATCH, rank, world_size))
 
 
-def build_image_batcher(cfg) -> Callable[[list[np.ndarray]], Batch]:
+def build_image_batcher(cfg) -> ImageBatcher:
     """Return the function images (H, W, 3) uint8 BGR -> `Batch`, resized as in evaluation; for prediction."""
-    return image_batcher(build_views(cfg))
+    return ImageBatcher(build_views(cfg))
 
 
 def build_views(cfg) -> list[View]:

@@ -4,7 +4,7 @@ Every view is resized from the image on disk, so that a larger one shows more de
 the others travel with it in `Batch.views`; `modeling/views.py` puts their detections together.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -62,12 +62,18 @@ class EvalBatches(Batches):
         return self.dataset.read(row)
 
 
-def image_batcher(views: list[View]) -> Callable[[list[np.ndarray]], Batch]:
-    """Return the function images (H, W, 3) uint8 BGR -> `Batch` without ground truth; ids count from 0."""
+class ImageBatcher:
+    """Images (H, W, 3) uint8 BGR -> `Batch` without ground truth, in `views`; ids count from 0."""
 
-    def batch(images: list[np.ndarray]) -> Batch:
+    def __init__(self, views: list[View]):
+        self.views = views
+
+    def __call__(self, images: list[np.ndarray]) -> Batch:
         nothing = Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
         samples = [(image, nothing) for image in images]
-        return look(views, samples, [image.shape[:2] for image in images], list(range(len(images))))
+        return look(self.views, samples, [image.shape[:2] for image in images], list(range(len(images))))
 
-    return batch
+    def canvas(self, image: np.ndarray) -> tuple[tuple[int, int], ...]:
+        """Return the padded (height, width) that the image alone has in each view."""
+        sizes = [(view.collator, view.collator.geometry(image.shape[:2], view.short_side)) for view in self.views]
+        return tuple(collator.canvas([geometry]) for collator, geometry in sizes)

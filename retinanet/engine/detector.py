@@ -1,9 +1,10 @@
 """A trained model as a function of pictures: `detector = load("model.pth"); detector("photo.jpg")`.
 
-Pictures go through the resize and the batching of evaluation, so a detection here is the detection that was scored.
+Pictures go through the resize of evaluation. Only those of one padded size run together: to norms that look at a whole
+picture (GN, BCN) more padding is another picture, so what is found would depend on the rest of the batch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -15,6 +16,7 @@ from retinanet.config.check import check_config
 from retinanet.config.load import load_config, load_config_text
 from retinanet.data.image import read_image
 from retinanet.data.loader import build_image_batcher
+from retinanet.data.views import ImageBatcher
 from retinanet.engine.evaluate import Postprocess, build_amp, detect
 from retinanet.engine.machine import build_placed
 from retinanet.engine.run import choose_device
@@ -22,7 +24,6 @@ from retinanet.engine.trained import build_trained, read_state
 from retinanet.errors import UserError, pick
 from retinanet.modeling.build import build_postprocess
 from retinanet.modeling.retinanet import RetinaNet
-from retinanet.structures import Batch
 
 Picture = str | Path | np.ndarray
 YAML = (".yaml", ".yml")
@@ -46,13 +47,13 @@ class Detector:
 
     classes: K dicts with the category "id" and the "name" of each label.
     threshold: the score with the highest F1 in the evaluation of these weights, None when the weights do not tell.
-    batch_size: pictures that run together; they are padded to one size.
+    batch_size: the most pictures that run together.
     """
 
     def __init__(
         self,
         model: RetinaNet,
-        batcher: Callable[[list[np.ndarray]], Batch],
+        batcher: ImageBatcher,
         postprocess: Postprocess,
         classes: list[dict],
         device: torch.device,
@@ -60,7 +61,7 @@ class Detector:
         batch_size: int = 8,
         threshold: float | None = None,
     ):
-        """batcher: pictures (H, W, 3) uint8 BGR -> `Batch`. The rest as in the class and in `evaluate.detect`."""
+        """The arguments are described in the class, in `data.views.ImageBatcher` and in `evaluate.detect`."""
         self.model = model.to(device).eval()
         self.batcher, self.postprocess = batcher, postprocess
         self.classes, self.names = classes, [str(entry["name"]) for entry in classes]
@@ -90,8 +91,15 @@ class Detector:
         return found
 
     def _run(self, images: list[np.ndarray], score: float) -> list[NamedDetections]:
-        batch = self.batcher(images).to(self.device)
-        return [self._named(found, score) for found in detect(self.model, batch, self.postprocess, self.amp)]
+        groups: dict[tuple, list[int]] = {}
+        for place, image in enumerate(images):
+            groups.setdefault(self.batcher.canvas(image), []).append(place)
+        named = {}
+        for places in groups.values():
+            batch = self.batcher([images[place] for place in places]).to(self.device)
+            found = detect(self.model, batch, self.postprocess, self.amp)
+            named |= {place: self._named(one, score) for place, one in zip(places, found, strict=True)}
+        return [named[place] for place in range(len(images))]
 
     def _named(self, found: dict, score: float) -> NamedDetections:
         columns = {key: found[key].cpu() for key in ("boxes", "scores", "labels")}

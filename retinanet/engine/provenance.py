@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+import torchvision
 
 _ROOT = Path(__file__).resolve().parents[2]
 _GIT_TIMEOUT = 10.0  # seconds; a repository on a slow network folder must not hold up a run
@@ -33,7 +34,7 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "retinanet": _project_version(),
         "torch": str(torch.__version__),
-        "torchvision": importlib.metadata.version("torchvision"),
+        "torchvision": str(torchvision.__version__),
         "cv2": cv2.__version__,
         "numpy": np.__version__,
         **({"cuda": torch.version.cuda} if torch.version.cuda else {}),
@@ -42,12 +43,17 @@ def versions() -> dict[str, str]:
 
 
 def _project_version() -> str:
-    """Return the version in pyproject.toml beside the source; for an installed copy that of the package."""
+    """Return the version in pyproject.toml beside the source, for an installed copy that of the package; "unknown" for
+    a copy of the folder alone."""
     try:
         lines = (_ROOT / "pyproject.toml").read_text().splitlines()
         return next(line.split('"')[1] for line in lines if line.startswith("version = "))
     except (OSError, StopIteration):
+        pass
+    try:
         return importlib.metadata.version("retinanet")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def git_state(folder: Path) -> dict | None:

@@ -87,7 +87,6 @@ def test_name_path_and_array_give_the_same(detector, folder):
 
 
 def test_a_list_gives_a_list_in_its_order_whatever_the_batch_size(detector, folder, monkeypatch):
-    """Turned upside down, the second picture has the size of the first: padding, which reaches GN, plays no part."""
     pictures = [folder / "wide.png", cv2.imread(str(folder / "wide.png"))[::-1], str(folder / "wide.png")]
     monkeypatch.setattr(detector, "batch_size", 1)
     single = detector(pictures)
@@ -105,6 +104,15 @@ def test_pictures_of_different_size_in_one_batch_keep_to_their_own(detector, fol
     for found, (width, height) in ((wide, (90, 60)), (tall, (70, 120))):
         assert (found["boxes"] <= torch.tensor([width, height, width, height])).all() and len(found["boxes"])
     assert wide["boxes"][:, 2].max() > 70 and tall["boxes"][:, 3].max() > 60
+
+
+def test_a_picture_is_seen_alike_alone_and_among_pictures_of_other_shapes(detector, folder):
+    """In one batch the wide one would be padded to the height of the tall one, which group norm sees."""
+    files = [folder / "wide.png", folder / "tall.png", folder / "wide.png"]
+    for file, found in zip(files, detector(files), strict=True):
+        alone = detector(file)
+        torch.testing.assert_close(found["scores"], alone["scores"], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found["boxes"], alone["boxes"], rtol=1e-3, atol=1e-2)
 
 
 def test_an_array_of_pictures_is_a_batch_of_them(detector, folder):

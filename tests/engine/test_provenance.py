@@ -1,6 +1,7 @@
 """A checkpoint says which command, which versions and which state of the source made it."""
 
 import subprocess
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 import torch
@@ -46,6 +47,16 @@ def test_versions_are_those_of_what_is_imported():
     assert found["torch"] == torch.__version__
     assert {"python", "retinanet", "torchvision", "cv2", "numpy"} <= set(found)
     assert all(isinstance(value, str) and value for value in found.values())
+
+
+def test_a_copy_of_the_folder_without_its_project_file_has_an_unknown_version(tmp_path, monkeypatch):
+    monkeypatch.setattr("retinanet.engine.provenance._ROOT", tmp_path)
+    monkeypatch.setattr("importlib.metadata.distribution", missing)
+    assert versions()["retinanet"] == "unknown"
+
+
+def missing(name):
+    raise PackageNotFoundError(name)
 
 
 def test_a_command_can_be_pasted_into_a_shell():
