@@ -171,22 +171,25 @@ def tile(
 ) -> np.ndarray:
     """Return one sheet with `images`, each (H, W, 3) uint8 BGR of any size, scaled to fit cells of (height, width).
 
-    Row by row in `columns` columns, as square as possible when None; `captions` stand in the upper left corners.
+    Row by row in `columns` columns, as square as possible when None; `captions` stand in a strip above
+    the picture, so that they hide no label.
     """
     assert images, "a sheet needs an image"
     columns = columns or math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
     tall, wide = cell
-    sheet = np.empty((rows * (tall + gap) + gap, columns * (wide + gap) + gap, 3), np.uint8)
+    strip = _extent(_fit("X", wide, tall, SHEET_COLOUR))[1] if captions is not None else 0
+    sheet = np.empty((rows * (tall + strip + gap) + gap, columns * (wide + gap) + gap, 3), np.uint8)
     sheet[:] = SHEET_COLOUR
     for index, image in enumerate(images):
         factor = min(tall / image.shape[0], wide / image.shape[1])
         size = max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor))
         small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_NEAREST)
-        if captions is not None:
-            caption = _fit(captions[index], size[0], size[1], SHEET_COLOUR)
-            _paint(small, caption, _place(caption, [0, 0, 0, 0], size[0], size[1], []))
-        top = gap + (index // columns) * (tall + gap) + (tall - size[1]) // 2
+        top = gap + (index // columns) * (tall + strip + gap) + strip + (tall - size[1]) // 2
         left = gap + (index % columns) * (wide + gap) + (wide - size[0]) // 2
+        if captions is not None:
+            caption = _fit(captions[index], wide - (wide - size[0]) // 2, tall, SHEET_COLOUR)
+            caption_wide, caption_tall, _ = _extent(caption)
+            _paint(sheet, caption, (left, top - strip, left + caption_wide, top - strip + caption_tall))
         sheet[top : top + size[1], left : left + size[0]] = small
     return sheet
