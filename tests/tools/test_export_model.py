@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+from functools import partial
 
 import cv2
 import numpy as np
@@ -20,6 +21,8 @@ from retinanet.deploy.exported import Exported
 from retinanet.engine.checkpoint import write_checkpoint
 from retinanet.engine.parity import Parity, match
 from retinanet.errors import UserError
+from retinanet.modeling.backbone import BACKBONES
+from retinanet.modeling.backbone.resnet import ResNet
 from retinanet.modeling.build import build_model
 
 NAMES = ["triangle", "square", "circle", "star", "ring", "cross"]
@@ -35,6 +38,14 @@ def tools(monkeypatch):
     return {"export": export_model.main, "predict": predict.main, "test": test_net.main}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def backbone():
+    """A shallow one: the time of an export goes with the number of layers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BACKBONES, "R18", partial(ResNet, blocks=(1, 1, 1, 1), bottleneck=False))
+        yield
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A checkpoint with a batch norm, a BCN and a GN, its data set, and its exported files."""
@@ -46,6 +57,7 @@ def folder(tmp_path_factory):
     opts = ["MODEL.NORM_OPTIONS.GN.GROUPS", 4, "MODEL.NORM_OPTIONS.BCN.GROUPS", 4, "TEST.PRE_NMS_TOPK", 50]
     opts += ["DATASETS.CATALOG", str(folder / "catalog.yaml"), "DATASETS.TEST", ("val",), "INPUT.MIN_SIZE_TEST", 64]
     opts += ["MODEL.NUM_CLASSES", len(categories), "INPUT.MAX_SIZE_TEST", 128, "TEST.IMS_PER_BATCH", 2]
+    opts += ["DATALOADER.NUM_WORKERS", 0]
     cfg = small_cfg("NORMS", ("BN", "BCN", "GN"), *opts)
     torch.manual_seed(0)
     model = randomize(build_model(cfg)).eval()
@@ -143,17 +155,20 @@ def test_load_takes_an_exported_file_like_a_checkpoint(exported, folder, name):
 
 def test_predict_and_test_net_take_exported_files(exported, folder, tools, tmp_path, capsys):
     cv2.imwrite(str(tmp_path / "a.png"), pictures()[0])
-    rows, metrics = {}, {}
+    rows, metrics, scored = {}, {}, {}
+    views = ["TEST.AUG.FLIP", "True", "TEST.AUG.SCALES", "(1.0,1.5)"]  # an exported file sees each view
     for name in ("model.onnx", "model.pth"):
         path = exported[0] / name if name.endswith("onnx") else folder / name
         tools["predict"]([str(tmp_path / "a.png"), "--weights", str(path), "--output", str(tmp_path / name)])
         rows[name] = json.loads((tmp_path / name / "predictions.json").read_text())
         config = folder / "config.yaml"
         config.write_text(torch.load(folder / "model.pth", weights_only=True)["config"])
-        tools["test"](["--config", str(config), "MODEL.WEIGHTS", str(path), "--output", str(tmp_path / name)])
+        tools["test"](["--config", str(config), "MODEL.WEIGHTS", str(path), "--output", str(tmp_path / name), *views])
         metrics[name] = json.loads((tmp_path / name / "metrics.json").read_text())
+        scored[name] = json.loads((tmp_path / name / "predictions.json").read_text())
     assert len(rows["model.onnx"]) == len(rows["model.pth"]) > 5
     assert metrics["model.onnx"]["AP"] == pytest.approx(metrics["model.pth"]["AP"], abs=0.01)
+    assert len(scored["model.onnx"]) == len(scored["model.pth"]) > 50
     with pytest.raises(UserError, match="TEST.NMS_IOU: is 0.7, but 0.5 is fixed inside"):
         tools["test"](
             ["--config", str(config), "MODEL.WEIGHTS", str(exported[0] / "model.onnx"), "TEST.NMS_IOU", "0.7"]
