@@ -23,7 +23,7 @@ def small_models() -> list[torch.nn.Module]:
     return [make_model(*R18, *norm) for norm in (BN, AFFINE, FROZEN, GN)]
 
 
-@tried(60)
+@tried(25)
 @given(data=st.data())
 def test_any_state_dict_is_loaded_or_refused(data, small_state, small_models, tmp_path):
     """Tensors of wrong shapes, kinds and names end in a report or in a `UserError`, and in nothing else."""

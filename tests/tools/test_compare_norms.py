@@ -59,6 +59,7 @@ def test_study_trains_once_tabulates_and_draws(compare, tmp_path):
     assert changed.status == 2 and "finished run of another configuration" in changed.stderr
 
 
+@pytest.mark.slow  # the library below it is tested in test_peer_training
 def test_torchvision_is_trained_beside_ours(data, tmp_path, capfd):
     whole = [*SMALL, "MODEL.FPN.CHANNELS", "256", "MODEL.HEAD.NUM_CONVS", "4", "MODEL.NORM_OPTIONS.GN.GROUPS", "16"]
     line = ["--config", "configs/quickstart.yaml", "--output", str(tmp_path), *whole, "--batches", "2"]
