@@ -23,10 +23,12 @@ def build_device_warnings(cfg, device: torch.device) -> list[str]:
     ]
 
 
-def build_memory_format(cfg, device: torch.device) -> torch.memory_format:
+def build_memory_format(cfg, device: torch.device, training: bool = True) -> torch.memory_format:
     """Return the memory format of `SOLVER.CHANNELS_LAST`; "auto" takes the faster one.
 
-    On CUDA that is NHWC wherever tensor cores run half precision, on a CPU as `prefers_channels_last` says.
+    On CUDA that is NHWC wherever tensor cores run half precision. On a CPU it is NHWC for detection where
+    `prefers_channels_last` says so, and contiguous for training: NHWC wins 2 to 5 % there with frozen norms and loses a
+    quarter with GN.
     """
     asked = str(cfg.SOLVER.CHANNELS_LAST)  # a program may have set True or False, a file sets text
     if asked != "auto":
@@ -34,11 +36,11 @@ def build_memory_format(cfg, device: torch.device) -> torch.memory_format:
     elif device.type == "cuda":
         channels_last = cfg.SOLVER.AMP != "off"
     else:
-        channels_last = prefers_channels_last()
+        channels_last = not training and prefers_channels_last()
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def build_placed(cfg, model: RetinaNet, device: torch.device) -> RetinaNet:
     """Return `model` in evaluation mode on `device`, in the memory format in which it detects fastest there."""
-    model.set_memory_format(build_memory_format(cfg, device))
+    model.set_memory_format(build_memory_format(cfg, device, training=False))
     return model.to(device).eval()

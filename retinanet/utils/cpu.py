@@ -48,8 +48,8 @@ def has_bf16() -> bool:
 
 
 def prefers_channels_last() -> bool:
-    """Return whether NHWC is the faster memory format in float32 on this CPU, in training and in detection.
+    """Return whether NHWC is the faster memory format for detection in float32 on this CPU.
 
-    It is with AVX-512; with AVX2 a training step of 800 x 800 takes a third longer in it (`docs/performance.md`).
+    It is with AVX-512, and not with AVX2 (`docs/performance.md`).
     """
     return torch.backends.cpu.get_cpu_capability().startswith("AVX512")

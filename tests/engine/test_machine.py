@@ -54,6 +54,12 @@ def test_the_peer_has_its_users_memory_format_on_a_cpu(asked, device, expected):
     assert build_peer_format(small_cfg("SOLVER.CHANNELS_LAST", repr(asked), "SOLVER.AMP", "bf16"), device) == expected
 
 
+def test_a_cpu_detects_in_nhwc_where_that_is_faster_and_trains_contiguous(monkeypatch):
+    monkeypatch.setattr(machine, "prefers_channels_last", lambda: True)  # as on AVX-512
+    assert build_memory_format(small_cfg(), CPU) == NCHW
+    assert build_memory_format(small_cfg(), CPU, training=False) == NHWC
+
+
 def test_placed_model_detects_in_the_wanted_format():
     model = build_placed(small_cfg("SOLVER.CHANNELS_LAST", "'True'"), build_model(small_cfg()), CPU)
     assert not model.training
