@@ -124,9 +124,10 @@ def measure(jobs: list[Job], settings: Settings, progress: Callable[[str], None]
                 one.cpu_ms.append(times["cpu_ms"])
             medians = ", ".join(f"{one.job.name} {statistics.median(one.ms[-1]):.4g} ms" for one in found)
             progress(f"{jobs[0].task}: round {number + 1} of {settings.rounds}: {medians}")
+        for remote, one in zip(remotes, found, strict=True):
+            one.report = remote.call("report")  # before its process does anything else that needs memory
         ceiling = remotes[0].call("ceiling")  # when nothing else of ours runs
         for remote, one in zip(remotes, found, strict=True):
-            one.report = remote.call("report")
             one.cost = remote.call("cost", ceiling)
             one.kernels = remote.call("profile", settings.profile) if settings.profile else ""
     finally:
