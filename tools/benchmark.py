@@ -2,6 +2,9 @@
 
 import argparse
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +14,10 @@ from retinanet.config.check import PARTS, check_config
 from retinanet.config.load import dump_config, load_config, load_config_text
 from retinanet.engine import benchmark_data, benchmark_scoring
 from retinanet.engine.benchmark import Settings, machine, measure
+from retinanet.engine.benchmark_end_to_end import END_TO_END, at_hand, write_synthetic
 from retinanet.engine.benchmark_exported import FORMS
 from retinanet.engine.benchmark_peer import PEERS
+from retinanet.engine.benchmark_report import report
 from retinanet.engine.benchmark_suite import SUITES, verdict
 from retinanet.engine.benchmark_tasks import CONFIGURED, MEMORY_FORMATS, REFERENCE_NORM, Job
 from retinanet.engine.coco_json import write_json
@@ -24,6 +29,7 @@ EXAMPLES = """  python tools/benchmark.py --config configs/retinanet_R50_bn_fpn.
   python tools/benchmark.py --config configs/torchvision/retinanet_resnet50_fpn.yaml --norms config,torchvision --detect
   python tools/benchmark.py --config configs/retinanet_R50_gn_fpn.yaml --detect --exported pt2,onnx --batch 1
   python tools/benchmark.py --layer --norms BN,MABN,BCN --json layer.json
+  python tools/benchmark.py --config configs/quickstart.yaml --end-to-end --synthetic 64
   python tools/benchmark.py --data --images datasets/coco/val2017 --batch 16 --steps 10
   python tools/benchmark.py --scoring --rounds 2
   python tools/benchmark.py --suite cpu --json cpu.json
@@ -36,6 +42,7 @@ COCO_CLASSES = 80
 DEFAULTS = {
     "train": ((320, 320), 5, 20, 2, 2000),
     "detect": ((320, 320), 5, 20, 2, 2000),
+    END_TO_END: ((0, 0), 5, 20, 2, 0),
     "layer": ((128, 128), 50, 200, 2, 2000),
     "data": ((0, 0), 10, 10, 16, 0),
     "scoring": ((0, 0), 1, 1, 5000, 100),  # COCO val2017 with all detections that its metrics look at
@@ -46,11 +53,6 @@ HERE = {
     "scoring": (benchmark_scoring.measure_scoring, benchmark_scoring.VARIANTS),
 }
 WARM_UP = {"cpu": 2, "cuda": 10}
-FACTS = {
-    "saved_mib": "saved for backward MiB", "detections_per_image": "detections per image", "last_loss": "loss",
-    "kernel_ms": "kernels ms", "mfu": "MFU", "roofline": "roofline", "host_waits": "host waits",
-    "max_difference": "largest difference of a metric",
-}  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -64,6 +66,10 @@ def main(argv: list[str] | None = None) -> None:
     task.add_argument("--data", action="store_true", help="time reading and resizing images on one core, beside peers")
     task.add_argument(
         "--scoring", action="store_true", help="time COCO scoring of made-up detections beside pycocotools"
+    )
+    task.add_argument("--end-to-end", action="store_true", help="time training on DATASETS.TRAIN, beside steps alone")
+    made.add_argument(
+        "--synthetic", type=int, metavar="N", help="with --end-to-end: N generated images where that set is not there"
     )
     made.add_argument("--images", metavar="FOLDER", default="", help="with --data (default: the set of DATASETS.TRAIN)")
     made.add_argument("--rounds", type=int, metavar="N", default=3, help="turns of every variant (%(default)s)")
@@ -110,12 +116,13 @@ def overrides(words: list[str], suite: str) -> list[str]:
 
 def measured(args: argparse.Namespace, command: str) -> dict:
     """Return command, machine, settings and results of what the command line asks for."""
-    task = next((name for name in ("layer", "detect", *HERE) if getattr(args, name)), "train")
-    groups, settings = plan(args, task)
+    task = next((name for name in ("layer", "detect", END_TO_END, *HERE) if getattr(args, name)), "train")
     before, rows = machine(), []
-    for jobs in groups:
-        run = HERE[task][0] if task in HERE else measure
-        rows += run(jobs, settings, progress=lambda line: print(line, file=sys.stderr, flush=True))
+    with training_set(args, task):
+        groups, settings = plan(args, task)
+        for jobs in groups:
+            run = HERE[task][0] if task in HERE else measure
+            rows += run(jobs, settings, progress=lambda line: print(line, file=sys.stderr, flush=True))
     return {
         "command": command,
         "machine": before | rows[0]["host"] | {"load_after": machine()["load"]},
@@ -124,13 +131,18 @@ def measured(args: argparse.Namespace, command: str) -> dict:
     }
 
 
-def report(found: dict) -> str:
-    """Return machine, settings, a table for each task and, where asked for, the kernels."""
-    rows = found["results"]
-    tasks = list(dict.fromkeys(row["task"] for row in rows))
-    parts = [heading(found), *(table([row for row in rows if row["task"] == task]) for task in tasks)]
-    parts += [f"{row['task']}, {row['variant']}\n{row['kernels']}" for row in rows if "kernels" in row]
-    return "\n\n".join(parts)
+@contextmanager
+def training_set(args: argparse.Namespace, task: str) -> Iterator[None]:
+    """Let generated images stand in, inside the block, for a training set that is not there and may be replaced."""
+    if args.synthetic and task != END_TO_END:
+        raise UserError("--synthetic: goes with --end-to-end")
+    datasets = configuration(args, []).DATASETS if args.synthetic else None
+    if datasets is None or at_hand(datasets.CATALOG, datasets.TRAIN):
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        args.opts = [*args.opts, *write_synthetic(Path(folder), args.synthetic)]
+        yield
 
 
 def plan(args: argparse.Namespace, task: str) -> tuple[list[list[Job]], Settings]:
@@ -158,6 +170,8 @@ def plan(args: argparse.Namespace, task: str) -> tuple[list[list[Job]], Settings
         names = [pick(_cli.NORMS, name, "--norms") and name for name in names]
         jobs = [replace(job, variant=name, config=dump_config(cfg)) for name in (REFERENCE_NORM, *names)]
         return [[replace(job, task=each) for job in jobs] for each in MEMORY_FORMATS], settings
+    if task == END_TO_END and set(names) & set(PEERS):
+        raise UserError("--end-to-end: has no torchvision; --norms takes norms and config there")
     jobs = [replace(job, variant=name, config=dump_config(of_variant(args, name))) for name in names]
     if device == "cpu":
         jobs = [each for job in jobs for each in with_allocator(job)]
@@ -182,6 +196,7 @@ def with_allocator(job: Job) -> list[Job]:
 
 def check_numbers(args: argparse.Namespace) -> None:
     least = {"rounds": 1, "steps": 1, "warm_up": 0, "size": 1, "batch": 1, "boxes": 0, "channels": 1, "scores": 0}
+    least["synthetic"] = 1
     for name, smallest in least.items():
         value = getattr(args, name)
         if value is not None and min(value if name == "size" else [value]) < smallest:
@@ -211,7 +226,7 @@ def configuration(args: argparse.Namespace, more: list[str]):
     else:
         raise UserError("--config FILE is missing; the files in configs/ are ready to use")
     check_config(cfg, False, _cli.NORMS, _cli.BACKBONES)
-    if cfg.MODEL.NUM_CLASSES == 0:
+    if cfg.MODEL.NUM_CLASSES == 0 and not args.end_to_end:
         cfg.defrost()
         cfg.MODEL.NUM_CLASSES = COCO_CLASSES
         cfg.freeze()
@@ -226,65 +241,21 @@ def settings_of(job: Job, settings: Settings) -> dict:
         kind = {"data": sides, "scoring": {"images": job.batch, "detections_per_image": job.scores}}
         return kind[job.task] | {"rounds": settings.rounds, "steps": settings.steps}
     shape = {"size": list(job.size), "batch": job.batch}
+    if job.task == END_TO_END:
+        sides = {"short_sides": list(cfg.INPUT.MIN_SIZE_TRAIN), "long_side": cfg.INPUT.MAX_SIZE_TRAIN}
+        loading = {"workers": cfg.DATALOADER.NUM_WORKERS, "shape_buckets": cfg.DATALOADER.SHAPE_BUCKETS}
+        shape = {"data": ", ".join(cfg.DATASETS.TRAIN), **sides, "batch": job.batch, **loading}
     if job.task in MEMORY_FORMATS:
         shape["channels"] = job.channels
     else:
         keys = ("AMP", "CHANNELS_LAST", "COMPILE", "CUDA_GRAPHS", "FUSE_CONVS", "ACCUMULATE")
         solver = {key.lower(): cfg.SOLVER[key] for key in keys}
-        shape |= {"boxes": job.boxes, "num_classes": cfg.MODEL.NUM_CLASSES, "backbone": cfg.MODEL.BACKBONE.NAME}
-        shape |= {"freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT, **solver}
+        if job.task != END_TO_END:
+            shape |= {"boxes": job.boxes, "num_classes": cfg.MODEL.NUM_CLASSES}
+        shape |= {"backbone": cfg.MODEL.BACKBONE.NAME, "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT, **solver}
     if job.task == "detect":
         shape["scores"] = job.scores
     return shape | {"rounds": settings.rounds, "steps": settings.steps, "warm_up": settings.warm_up}
-
-
-def heading(found: dict) -> str:
-    """Return machine and settings as lines for people."""
-    host = found["machine"]
-    rates = found["results"][0]
-    reached = "" if "mfu" not in rates else (
-        f"MFU and roofline refer to what was reached here: {rates['tflops']:.3g} TFLOP/s, {rates['gb_per_s']:.3g} GB/s"
-    )  # fmt: skip
-    environment = " ".join(f"{name}={value}" for name, value in host["environment"].items())
-    settings = ", ".join(f"{name} {value}" for name, value in found["settings"].items())
-    loads = " to ".join("unknown" if load is None else f"{load:.2f}" for load in (host["load"], host["load_after"]))
-    processor = f"{host['cpu']}, {host['capability']}, {host['cores']} cores, {host['threads']} threads, load {loads}"
-    versions = ", ".join(f"{name} {host[name]}" for name in ("torch", "torchvision", "python"))
-    lines = (
-        found["command"], f"{host['date']}, {host['device']}; {processor}", versions, environment,
-        host.get("tuned", ""), settings, reached,
-    )  # fmt: skip
-    return "\n".join(line for line in lines if line)
-
-
-def short(value: float) -> str:
-    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
-
-
-def table(rows: list[dict]) -> str:
-    """Return the rows of one task as Markdown."""
-    facts = {key: title for key, title in FACTS.items() if any(key in row for row in rows)}
-    header = [rows[0]["task"], "ms", "rounds", "ratio", "range", "images/s", "CPU ms", "ratio", "peak MiB", "ratio"]
-    body = [
-        [
-            row["variant"],
-            short(row["ms"]),
-            f"{short(row['ms_low'])}-{short(row['ms_high'])}",
-            f"{row['ratio']:.2f}",
-            f"{row['ratio_low']:.2f}-{row['ratio_high']:.2f}",
-            short(row["images_per_s"]),
-            short(row["cpu_ms"]),
-            f"{row['cpu_ratio']:.2f}",
-            "-" if row["memory_mib"] is None else f"{row['memory_mib']:.0f}",
-            "-" if row["memory_ratio"] is None else f"{row['memory_ratio']:.2f}",
-            *("-" if row.get(key) is None else short(row[key]) for key in facts),
-        ]
-        for row in rows
-    ]
-    lines = [[*header, *facts.values()], *body]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join("| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines)
 
 
 if __name__ == "__main__":

@@ -17,11 +17,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from retinanet.engine.benchmark_cost import Ceiling
+from retinanet.engine.benchmark_end_to_end import END_TO_END
 from retinanet.engine.benchmark_tasks import Job
 from retinanet.engine.benchmark_worker import serve
 from retinanet.errors import UserError
 
 LEAD = 1  # runs without a clock at the start of a turn: another process has had the caches
+_PATIENCE = 30.0  # seconds in which a run that goes on may end
 _ENVIRONMENT = ("OMP_", "GOMP_", "KMP_", "MKL_", "MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "ATEN_CPU", "ONEDNN_",
                 "CUDA_VISIBLE_DEVICES", "PYTORCH_")  # fmt: skip
 
@@ -30,13 +32,14 @@ _ENVIRONMENT = ("OMP_", "GOMP_", "KMP_", "MKL_", "MALLOC_", "GLIBC_TUNABLES", "L
 class Settings:
     """rounds: turns of each variant. steps: runs with a clock in a turn. warm_up: runs before the first round.
 
-    profile: folder for traces, "" for none.
+    profile: folder for traces, "" for none. cost: also measure what `Worker.cost` and the rates of the machine tell.
     """
 
     rounds: int
     steps: int
     warm_up: int
     profile: str = ""
+    cost: bool = True
 
 
 @dataclass
@@ -59,7 +62,8 @@ class Remote:
         self.job = job
         context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, job), daemon=True)
+        self.has_children = job.task == END_TO_END  # its loader's; Python allows them to no daemon
+        self.process = context.Process(target=serve, args=(theirs, job), daemon=not self.has_children)
         with _interrupts_ignored():  # Ctrl-C reaches all processes of a terminal; this one ends the others
             self.process.start()
         theirs.close()
@@ -80,6 +84,8 @@ class Remote:
 
     def stop(self) -> None:
         self.connection.close()
+        if self.has_children:  # it ends them when it ends by itself
+            self.process.join(_PATIENCE)
         self.process.terminate()
         self.process.join()
 
@@ -126,7 +132,7 @@ def measure(jobs: list[Job], settings: Settings, progress: Callable[[str], None]
             progress(f"{jobs[0].task}: round {number + 1} of {settings.rounds}: {medians}")
         for remote, one in zip(remotes, found, strict=True):
             one.report = remote.call("report")  # before its process does anything else that needs memory
-        ceiling = remotes[0].call("ceiling")  # when nothing else of ours runs
+        ceiling = remotes[0].call("ceiling") if settings.cost else None  # when nothing else of ours runs
         for remote, one in zip(remotes, found, strict=True):
             one.cost = remote.call("cost", ceiling)
             one.kernels = remote.call("profile", settings.profile) if settings.profile else ""

@@ -33,10 +33,11 @@ MEMORY_FORMATS = {"layer_contiguous": torch.contiguous_format, "layer_channels_l
 class Job:
     """One variant and what it shall do; small and plain, since it travels to another process.
 
-    variant: a norm, `CONFIGURED`, `REFERENCE_NORM` or a peer of `benchmark_peer.py`. task: "train", "detect", or a key
-    of `MEMORY_FORMATS`. config: YAML text of the whole configuration. size: (height, width) of the images, or of the
-    map of a layer with `channels`. batch: images of a micro-batch. boxes: per image. scores: (anchor, class) pairs per
-    image above `TEST.SCORE_THRESH` in detection. folded: detect with the norms folded, as with `TEST.FOLD`.
+    variant: a norm, `CONFIGURED`, `REFERENCE_NORM` or a peer of `benchmark_peer.py`. task: "train", "detect",
+    "end_to_end", which takes sizes and boxes from a data set, or a key of `MEMORY_FORMATS`. config: YAML text of the
+    whole configuration. size: (height, width) of the images, or of the map of a layer with `channels`. batch: images of
+    a micro-batch. boxes: per image. scores: (anchor, class) pairs per image above `TEST.SCORE_THRESH` in detection.
+    folded: detect with the norms folded, as with `TEST.FOLD`.
     allocator: on a CPU, with glibc told to keep freed memory, as our tools do (`utils/cpu.py`). label: ends the name of
     a variant that occurs several times.
     source: a folder of images for the task "data". exported: a form of `benchmark_exported.FORMS` that detects, or "".
@@ -65,11 +66,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Task:
-    """run: does the work once. images: of one run. facts: what the report says beside the times, a flat dict."""
+    """run: does the work once. images: of one run. facts: what the report says beside the times, a flat dict.
+
+    turn: called as `turn(steps, lead)`, times a turn in a way of its own, see `Worker.time`.
+    """
 
     run: Callable[[], object]
     images: int
     facts: Callable[[], dict]
+    turn: Callable[[int, int], dict[str, list[float]]] | None = None
 
 
 def make_batches(job: Job, num_classes: int, count: int, device: torch.device) -> list[Batch]:

@@ -25,6 +25,7 @@ from retinanet.engine.benchmark_cost import (
     floor_seconds,
     measure_ceiling,
 )
+from retinanet.engine.benchmark_end_to_end import END_TO_END, build_end_to_end
 from retinanet.engine.benchmark_peer import PEERS, build_peer_detection, build_peer_train
 from retinanet.engine.benchmark_tasks import (
     MEMORY_FORMATS,
@@ -93,6 +94,8 @@ class Worker:
         set_seed(cfg.SEED, cfg.DETERMINISTIC)
         if self.job.task in MEMORY_FORMATS:
             inputs, build = make_maps(self.job, self.device), build_layer
+        elif self.job.task == END_TO_END:
+            inputs, build = self.device, build_end_to_end
         else:
             inputs = make_batches(self.job, cfg.MODEL.NUM_CLASSES, NUM_BATCHES, self.device)
             build = _BUILDERS[self.job.task, self.job.variant in PEERS]
@@ -125,6 +128,8 @@ class Worker:
         On a GPU the milliseconds are those between events in its queue; the CPU is waited for at both ends only.
         The CPU's are of all threads of this process: less sensitive to other processes than the clock on the wall.
         """
+        if self.task.turn is not None:
+            return self.task.turn(steps, lead)
         for _ in range(lead):
             self.task.run()
         cuda = self.device.type == "cuda"

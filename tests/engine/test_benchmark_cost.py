@@ -67,6 +67,13 @@ def test_verdict_compares_the_last_of_our_rows_with_each_peer():
     assert "1.50 times as fast as torchvision + allocator" in second and "50 images/s (wanted on one H200: 40)" in third
 
 
+def test_verdict_on_image_files_is_the_share_of_the_rate_of_the_steps():
+    rows = [{"variant": "config", "ratio": 1.0, "images_per_s": 271, "of_steps": 0.968}]
+    speed, share = verdict(Case("x", (), None, 280, 0.95), rows).split("\n")
+    assert "271 images/s (wanted on one H200: 280)" in speed
+    assert share == "x: config reaches 96.8 % of the rate of the steps alone (wanted: 95 %)"
+
+
 def test_titles_of_the_suites_are_different():
     for cases in SUITES.values():
         assert len({case.title for case in cases}) == len(cases) > 0

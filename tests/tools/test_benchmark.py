@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT
 
 from retinanet.engine import benchmark
+from retinanet.engine.benchmark_report import short
 from retinanet.engine.benchmark_worker import Worker
 from retinanet.errors import UserError
 
@@ -81,7 +82,7 @@ def test_training_report_has_times_ratios_memory_and_the_machine(tool, config, t
     assert first["host_waits"] == 0 < first["operations"]
     assert first["last_loss"] > 0 and second["last_loss"] != first["last_loss"]
     printed = capsys.readouterr()
-    assert f"| MABN  | {tool.short(second['ms'])}" in printed.out
+    assert f"| MABN  | {short(second['ms'])}" in printed.out
     assert f"{written['machine']['threads']} threads" in printed.out and written["machine"]["date"] in printed.out
     assert "train: round 2 of 2: BN" in printed.err
 
@@ -189,12 +190,37 @@ def test_from_a_shell_without_packages_for_evaluation(config, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_every_case_of_the_suites_can_be_planned(tool):
+def test_training_on_image_files_is_reported_beside_its_steps(tool, config, tmp_path, capsys):
+    """With generated images, where those of the catalog are not there; classes are then the data's."""
+    (tmp_path / "catalog.yaml").write_text("mine: {images: none, annotations: none.json}")
+    keys = ["DATASETS.CATALOG", tmp_path / "catalog.yaml", "DATASETS.TRAIN", "['mine']", "DATALOADER.NUM_WORKERS", 0]
+    size = ["INPUT.MIN_SIZE_TRAIN", "[64]", "INPUT.MAX_SIZE_TRAIN", 96]
+    common = ("--config", config, "--end-to-end", "--rounds", 1, "--steps", 2, "--warm-up", 0, "--batch", 1)
+    out = tmp_path / "out.json"
+    run(tool, *common, "--synthetic", 2, "--json", out, *keys, *size)
+    written = json.loads(out.read_text())
+    (row,) = written["results"]
+    assert set(row) == ROW | {"data_wait", "steps_images_per_s", "of_steps"}
+    assert 0 < row["data_wait"] < 1 and 0 < row["of_steps"] < 2
+    assert row["steps_images_per_s"] * row["of_steps"] == pytest.approx(row["images_per_s"])  # of the one round
+    settings = written["settings"]
+    assert settings["data"] == "2_generated_images" and settings["workers"] == 0 and settings["short_sides"] == [64]
+    assert "| data wait |" in capsys.readouterr().out
+    with pytest.raises(UserError, match="the image folder .*none.* not found"):
+        run(tool, *common, *keys, *size)
+    with pytest.raises(UserError, match="--end-to-end: has no torchvision"):
+        run(tool, *common, "--norms", "config,torchvision", *keys)
+    with pytest.raises(UserError, match="--synthetic: goes with --end-to-end"):
+        run(tool, "--config", config, "--synthetic", 2)
+
+
+def test_every_case_of_the_suites_can_be_planned(tool, monkeypatch):
+    monkeypatch.setattr(tool, "write_synthetic", lambda folder, count: [])
     for suite, cases in tool.SUITES.items():
         for case in cases:
             args = parsed(tool, *case.arguments, *(["DEVICE", "cpu", "SOLVER.AMP", "off"] if suite == "gpu" else []))
-            jobs = tool.plan(args, "detect" if args.detect else "train")[0][0]
-            assert len(jobs) >= 3
+            jobs = tool.plan(args, "end_to_end" if args.end_to_end else "detect" if args.detect else "train")[0][0]
+            assert len(jobs) >= (1 if args.end_to_end else 3)
 
 
 def test_suite_measures_its_cases_one_by_one(tool, config, tmp_path, monkeypatch, capsys):
