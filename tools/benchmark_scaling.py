@@ -1,7 +1,6 @@
 """How time and memory of the training step grow with image size, batch, boxes and classes: a table and a plot."""
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import _cli
@@ -13,14 +12,15 @@ from retinanet.engine.coco_json import write_json
 from retinanet.errors import UserError
 
 EXAMPLES = """  python tools/benchmark_scaling.py --config configs/retinanet_R50_gn_fpn.yaml --plot scaling.png
+  python tools/benchmark_scaling.py --config configs/retinanet_R50_gn_fpn.yaml --side 128 --steps 2 --plot small.png
   python tools/benchmark_scaling.py --config configs/retinanet_R18_gn_small.yaml --json scaling.json SOLVER.AMP off
 
-One quantity grows at a time, the others stay at 256 x 256 pixels, 2 images, 10 boxes in each, 80 classes. Time is that
-of the CPU where the model runs there. The floor is what training has to hold: weights, gradients, momentum, and what
-autograd keeps for backward."""
-BASE = {"size": 256, "batch": 2, "boxes": 10, "classes": 80}
+One quantity grows at a time, the others stay at 256 x 256 pixels (--side), 2 images, 10 boxes in each, 80 classes. Time
+is that of the CPU where the model runs there. The floor is what training has to hold: weights, gradients, momentum, and
+what autograd keeps for backward."""
+BASE = {"batch": 2, "boxes": 10, "classes": 80}
 AXES = {
-    "size": ((256, 384, 512, 768), "side of the images, pixels"),
+    "size": ((1, 1.5, 2, 3), "side of the images, pixels"),  # times --side
     "batch": ((1, 2, 4, 8), "images"),
     "boxes": ((1, 10, 100, 1000), "boxes in each image"),
     "classes": ((1, 20, 80, 400, 1200), "classes"),
@@ -30,6 +30,7 @@ AXES = {
 def main(argv: list[str] | None = None) -> None:
     made = _cli.parser(__doc__, EXAMPLES)
     made.add_argument("--steps", type=int, metavar="N", default=3, help="timed steps of every point (%(default)s)")
+    made.add_argument("--side", type=int, metavar="N", default=256, help="of the smallest images, pixels (%(default)s)")
     made.add_argument("--plot", metavar="FILE", help="draw the curves")
     made.add_argument("--json", metavar="FILE", help="write everything measured")
     args = _cli.parse(made, argv)
@@ -37,10 +38,16 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("--config FILE is missing; the files in configs/ are ready to use")
     if args.steps < 1:
         raise UserError(f"--steps: {args.steps} has to be at least 1")
-    before, rows = machine(), []
+    if args.side < 64 or args.side % 64:
+        raise UserError(f"--side: {args.side} has to be a multiple of 64, so that it can grow by half")
+    before, rows, base = machine(), [], {**BASE, "size": args.side}
+    known: dict[tuple, dict] = {}  # all axes start from or pass through the same point
     for axis, (values, _) in AXES.items():
-        for value in values:
-            rows.append(point(args, axis, value))
+        for value in (int(value * args.side) if axis == "size" else value for value in values):
+            at = {**base, axis: value}
+            key = tuple(sorted(at.items()))
+            known[key] = known.get(key) or measure_point(args, **at)
+            rows.append({"axis": axis, "value": value, **known[key]})
             print(line(rows[-1]), file=sys.stderr, flush=True)
     host = rows[0]["host"]
     print(f"{before['date']}, {host['device']}, {before['cpu']}, {host['threads']} threads, torch {before['torch']}")
@@ -48,20 +55,19 @@ def main(argv: list[str] | None = None) -> None:
     print("| grows | to | ms | peak MiB | floor MiB | peak / floor |\n| --- | --- | --- | --- | --- | --- |")
     print("\n".join(line(row) for row in rows))
     if args.json:
-        write_json(Path(args.json), {"machine": before, "base": BASE, "results": rows})
+        write_json(Path(args.json), {"machine": before, "base": base, "results": rows})
     if args.plot:
         draw(rows, Path(args.plot))
 
 
-def point(args, axis: str, value: int) -> dict:
-    """Return what the training step costs where `axis` has grown to `value`."""
-    at = {**BASE, axis: value}
-    opts = ["SOLVER.IMS_PER_BATCH", str(at["batch"]), "MODEL.NUM_CLASSES", str(at["classes"])]
+def measure_point(args, size: int, batch: int, boxes: int, classes: int) -> dict:
+    """Return what the training step costs on `batch` images of `size` x `size` pixels; time_ms is the time to plot."""
+    opts = ["SOLVER.IMS_PER_BATCH", str(batch), "MODEL.NUM_CLASSES", str(classes)]
     cfg = load_config(args.config, [*args.opts, "MODEL.WEIGHTS", "''", *opts])
-    job = Job(CONFIGURED, "train", dump_config(cfg), (at["size"],) * 2, at["batch"], at["boxes"])
-    (row,) = measure([replace(job, floor=True)], Settings(rounds=1, steps=args.steps, warm_up=1))
+    job = Job(CONFIGURED, "train", dump_config(cfg), (size, size), batch, boxes, floor=True)
+    (row,) = measure([job], Settings(rounds=1, steps=args.steps, warm_up=1, cost=False))
     on_cpu = row["host"]["device"] == "cpu"
-    return {"axis": axis, "value": value, "time_ms": row["cpu_ms"] if on_cpu else row["ms"], **row}
+    return {"time_ms": row["cpu_ms"] if on_cpu else row["ms"], **row}
 
 
 def line(row: dict) -> str:
