@@ -2,6 +2,7 @@
 
 import torch
 
+from retinanet.engine.evaluate import build_amp
 from retinanet.modeling.retinanet import RetinaNet
 from retinanet.utils.cpu import has_bf16, keep_freed_memory, prefers_channels_last
 
@@ -40,7 +41,19 @@ def build_memory_format(cfg, device: torch.device, training: bool = True) -> tor
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
+def pad_stem(model: RetinaNet, device: torch.device, amp: str) -> None:
+    """Let the stem take images of four channels, the last zero, on CUDA in NHWC and half precision, and nowhere else.
+
+    amp: the precision that the model is going to run in. A model or backbone without `pad_images` stays as it is.
+    """
+    backbone = getattr(model, "backbone", None)
+    if hasattr(backbone, "pad_images"):
+        pads = device.type == "cuda" and amp != "off" and model.memory_format == torch.channels_last
+        backbone.pad_images(4 if pads else 3)
+
+
 def build_placed(cfg, model: RetinaNet, device: torch.device) -> RetinaNet:
     """Return `model` in evaluation mode on `device`, in the memory format in which it detects fastest there."""
     model.set_memory_format(build_memory_format(cfg, device, training=False))
+    pad_stem(model, device, build_amp(cfg, device))
     return model.to(device).eval()

@@ -15,7 +15,7 @@ from retinanet.data.doctor import build_sources, errors, quick_check
 from retinanet.engine.checkpoint import Checkpointer
 from retinanet.engine.ema import model_ema
 from retinanet.engine.graphs import GraphedStep
-from retinanet.engine.machine import build_memory_format
+from retinanet.engine.machine import build_memory_format, pad_stem
 from retinanet.engine.optim import build_optimizer, build_schedule
 from retinanet.engine.train import Trainer
 from retinanet.errors import UserError
@@ -140,6 +140,7 @@ def build_trainer(cfg, device: torch.device, class_names: list[str], pretrained:
     if cfg.MODEL.WEIGHTS and pretrained:
         build_weights(cfg, model, class_names)
     model.set_memory_format(build_memory_format(cfg, device))
+    pad_stem(model, device, cfg.SOLVER.AMP)
     model.to(device)
     if cfg.SOLVER.FUSE_CONVS:
         fuse_epilogues(model)

@@ -45,6 +45,7 @@ class Conv2d(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_channels)) if has_bias else None
         self.norm = norm
         self._frozen: tuple[list, Prepared] | None = None
+        self.zero_inputs = 0  # channels of zeros that x has behind the weight's; see `ResNet.pad_images`
         self.fused = False  # on CUDA, one cuDNN call for convolution, bias, addition and ReLU; see `fuse_epilogues`
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
 
@@ -71,7 +72,8 @@ class Conv2d(nn.Module):
         if not self._is_frozen():
             return self._prepare()
         tensors = [*self.parameters(), *self.buffers()]
-        key = [_autocast_dtype(self.weight.device.type), *((t.data_ptr(), t._version) for t in tensors)]
+        versions = ((tensor.data_ptr(), tensor._version) for tensor in tensors)
+        key = [_autocast_dtype(self.weight.device.type), self.zero_inputs, *versions]
         if self._frozen is None or self._frozen[0] != key:
             prepared = self._prepare()
             if self.weight.is_cuda and torch.cuda.is_current_stream_capturing():
@@ -97,6 +99,8 @@ class Conv2d(nn.Module):
             if scale is not None:
                 weight = scale.view(-1, 1, 1, 1) * weight
                 bias = shift if bias is None else torch.addcmul(shift, scale, bias)
+        if self.zero_inputs:
+            weight = F.pad(weight, (0, 0, 0, 0, 0, self.zero_inputs))
         dtype = _autocast_dtype(weight.device.type)
         return (weight if dtype is None else weight.to(dtype)), bias, rest
 

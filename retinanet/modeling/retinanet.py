@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retinanet.structures import HeadOutputs
@@ -49,6 +50,8 @@ class RetinaNet(nn.Module):
     def normalize(self, images: Tensor, image_sizes: Tensor) -> Tensor:
         """Return (images - mean) / std as float32, zero outside `image_sizes`, in the memory format of the model.
 
+        A backbone that asks for more than three channels (`ResNet.pad_images`) gets zeros in the others.
+
         images: (N, 3, H, W) uint8, or floats in the same 0..255 (batches resized in floating point).
         image_sizes: (N, 2) (height, width) of each image in the batch; the rest of its plane is padding. The padding is
         zeroed after the mean is subtracted, as in every published RetinaNet: it then looks like an image's mean.
@@ -56,5 +59,9 @@ class RetinaNet(nn.Module):
         rows = torch.arange(images.shape[2], device=images.device) < image_sizes[:, :1]  # (N, H)
         columns = torch.arange(images.shape[3], device=images.device) < image_sizes[:, 1:]  # (N, W)
         inside = rows[:, None, :, None] & columns[:, None, None, :]
+        mean, std = self.pixel_mean, self.pixel_std
+        if zeros := getattr(self.backbone, "in_channels", 3) - 3:  # before the conversion, in a quarter of the bytes
+            end = (0, 0, 0, 0, 0, zeros)
+            images, mean, std = F.pad(images, end), F.pad(mean, end), F.pad(std, end, value=1.0)
         images = images.to(torch.float32, memory_format=self.memory_format)  # loaders deliver NHWC
-        return torch.where(inside, (images - self.pixel_mean) / self.pixel_std, 0.0)
+        return torch.where(inside, (images - mean) / std, 0.0)

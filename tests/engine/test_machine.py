@@ -8,7 +8,7 @@ from retinanet.config.load import dump_config, load_config_text
 from retinanet.engine import machine
 from retinanet.engine.benchmark_peer import build_peer_format
 from retinanet.engine.evaluate import build_amp
-from retinanet.engine.machine import build_device_warnings, build_memory_format, build_placed, tune_process
+from retinanet.engine.machine import build_device_warnings, build_memory_format, build_placed, pad_stem, tune_process
 from retinanet.modeling.build import build_model
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -58,6 +58,25 @@ def test_a_cpu_detects_in_nhwc_where_that_is_faster_and_trains_contiguous(monkey
     monkeypatch.setattr(machine, "prefers_channels_last", lambda: True)  # as on AVX-512
     assert build_memory_format(small_cfg(), CPU) == NCHW
     assert build_memory_format(small_cfg(), CPU, training=False) == NHWC
+
+
+@pytest.mark.parametrize(
+    ("asked", "amp", "device", "expected"),
+    [
+        ("auto", "bf16", CUDA, 4),
+        ("auto", "off", CUDA, 3),
+        ("False", "fp16", CUDA, 3),
+        ("True", "bf16", CPU, 3),
+    ],
+)
+def test_images_of_four_channels_are_for_half_precision_in_nhwc_on_cuda(asked, amp, device, expected):
+    cfg = small_cfg("SOLVER.CHANNELS_LAST", repr(asked), "SOLVER.AMP", amp)
+    model = build_model(cfg)
+    model.set_memory_format(build_memory_format(cfg, device))
+    pad_stem(model, device, amp)
+    assert model.backbone.in_channels == expected
+    images = model.normalize(torch.zeros(1, 3, 64, 64, dtype=torch.uint8), torch.tensor([[64, 64]]))
+    assert images.shape[1] == expected and images.is_contiguous(memory_format=model.memory_format)
 
 
 def test_placed_model_detects_in_the_wanted_format():

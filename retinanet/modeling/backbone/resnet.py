@@ -59,6 +59,18 @@ class ResNet(nn.Module):
         c4 = self.res4(c3)
         return {"c2": c2, "c3": c3, "c4": c4, "c5": self.res5(c4)}
 
+    @property
+    def in_channels(self) -> int:
+        """Channels that `forward` takes: 3, and those of `pad_images`."""
+        return 3 + self.conv1.zero_inputs
+
+    def pad_images(self, channels: int) -> None:
+        """Take images with zeros behind their three colours, `channels` in all; weights and results stay the same.
+
+        For NHWC in half precision on CUDA: cuDNN's kernels for tensor cores read channels in groups of 4 or more.
+        """
+        self.conv1.zero_inputs = channels - 3
+
     def use_small_stem(self) -> None:
         """Let the stem keep the size: its conv at stride 1, no pooling, so c2..c5 have strides 1, 2, 4, 8.
 
