@@ -1,13 +1,15 @@
 """The data path on one core: image files to a resized batch, the way of this project and of its peers.
 
 ours: what the workers of evaluation do (`data/loader.py`): read, check, decode and resize in uint8 into the slots of
-one batch; normalization is left to the device. pil: detectron2's way, PIL decodes and resizes in uint8. float:
-torchvision's way, PIL decodes, the rest is in float32 on the CPU, by torchvision's own `GeneralizedRCNNTransform`.
+one batch; normalization is left to the device. floor: OpenCV's decoder and its resize into slots that are there
+already, and nothing else. pil: detectron2's way, PIL decodes and resizes in uint8. float: torchvision's way, PIL
+decodes, the rest is in float32 on the CPU, by torchvision's own `GeneralizedRCNNTransform`.
 """
 
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
@@ -22,10 +24,12 @@ from retinanet.data.transforms import resize_geometry
 from retinanet.engine.benchmark import Settings
 from retinanet.engine.benchmark_here import Piece, take_turns
 from retinanet.engine.benchmark_tasks import Job
+from retinanet.engine.machine import tune_process
 from retinanet.errors import UserError
 from retinanet.structures import Batch, Target
 
-VARIANTS = ("ours", "pil", "float")
+VARIANTS = ("ours", "floor", "pil", "float")
+_AS_IT_IS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
@@ -38,6 +42,7 @@ class FolderImages:
             raise UserError(f"--images: {folder} holds no {', '.join(SUFFIXES)} file")
         self.sizes = np.array([self._size(path) for path in self.files])
         self.image_ids = np.arange(len(self.files))
+        self.nothing = Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
 
     @staticmethod
     def _size(path: Path) -> tuple[int, int]:
@@ -57,8 +62,7 @@ class FolderImages:
         return tuple(self.sizes[row].tolist())
 
     def read(self, row: int) -> tuple[np.ndarray, Target]:
-        nothing = Target(boxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
-        return read_image(self.files[row], self.image_size(row)), nothing
+        return read_image(self.files[row], self.image_size(row)), self.nothing
 
 
 def measure_data(
@@ -70,6 +74,7 @@ def measure_data(
     set of the configuration. Batches hold images of similar shape, as in training and evaluation.
     """
     cfg = load_config_text(jobs[0].config, "")
+    tune_process(torch.device("cpu"))  # as in training, whose workers inherit it
     dataset = FolderImages(Path(jobs[0].source)) if jobs[0].source else build_dataset(cfg, cfg.DATASETS.TRAIN)
     batches = eval_batches(dataset.sizes, jobs[0].batch, 0, 1)
     chosen = np.linspace(0, len(batches) - 1, min(settings.steps, len(batches))).astype(int)
@@ -90,6 +95,23 @@ def build_ours(cfg, dataset, batches: list[list[int]]) -> Piece:
         if isinstance(batch, UserError):
             raise batch
         return batch
+
+    return run
+
+
+def build_floor(cfg, dataset, batches: list[list[int]]) -> Piece:
+    """Return what decodes and resizes batch i and does nothing else; the slots of the largest batch are made before."""
+    sides = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "cv2"
+    sizes = {row: resize_geometry(dataset.image_size(row), *sides).size for rows in batches for row in rows}
+    height, width = (max(size[axis] for size in sizes.values()) for axis in (0, 1))
+    slots = np.zeros((max(map(len, batches)), height, width, 3), np.uint8)
+
+    def run(number: int) -> np.ndarray:
+        for slot, row in zip(slots, batches[number], strict=False):
+            image = cv2.imdecode(np.fromfile(dataset.file(row), np.uint8), _AS_IT_IS)
+            height, width = sizes[row]
+            cv2.resize(image, (width, height), dst=slot[:height, :width], interpolation=cv2.INTER_LINEAR)
+        return slots
 
     return run
 
@@ -121,4 +143,4 @@ def build_float(cfg, dataset, batches: list[list[int]]) -> Piece:
     return run
 
 
-_BUILDERS = {"ours": build_ours, "pil": build_pil, "float": build_float}
+_BUILDERS = {"ours": build_ours, "floor": build_floor, "pil": build_pil, "float": build_float}
