@@ -20,7 +20,6 @@ from retinanet.data.transforms import (
     flip_image,
     resize_geometry,
     resize_into,
-    scale_boxes,
 )
 from retinanet.structures import Batch, Target, pad_targets
 
@@ -64,15 +63,16 @@ class Collator:
             pixels.numpy(), samples, augmentations, geometries, strict=True
         ):
             self._place(image, slot, augmentation, geometry)
-            targets.append(self._move(target, image.shape[1], augmentation, geometry))
+            targets.append(self._flipped(target, image.shape[1]) if augmentation.flip else target)
             original_sizes.append(image.shape[:2])
         gt_boxes, gt_labels = pad_targets(targets)
+        scales = torch.tensor([geometry.scales for geometry in geometries], dtype=torch.float32)  # (N, 2)
         return Batch(
             images=pixels.permute(0, 3, 1, 2),
             image_sizes=torch.tensor([geometry.size for geometry in geometries], dtype=torch.int64),
             original_sizes=torch.tensor(original_sizes, dtype=torch.int64),
-            scales=torch.tensor([geometry.scales for geometry in geometries], dtype=torch.float32),
-            gt_boxes=gt_boxes,
+            scales=scales,
+            gt_boxes=gt_boxes * scales.repeat(1, 2)[:, None],  # at once: the padding is zeros
             gt_labels=gt_labels,
             image_ids=image_ids,
         )
@@ -88,9 +88,8 @@ class Collator:
         slot[height:] = 0
         slot[:height, width:] = 0
 
-    def _move(self, target: Target, width: int, augmentation: Augmentation, geometry: Geometry) -> Target:
-        boxes = flip_boxes(target["boxes"], width, self.plus_one) if augmentation.flip else target["boxes"]
-        return Target(boxes=scale_boxes(boxes, geometry.scales), labels=target["labels"])
+    def _flipped(self, target: Target, width: int) -> Target:
+        return Target(boxes=flip_boxes(target["boxes"], width, self.plus_one), labels=target["labels"])
 
 
 def _allocate(num_images: int, canvas: tuple[int, int], dtype: torch.dtype) -> Tensor:
