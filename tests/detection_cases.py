@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torchvision
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -40,6 +41,20 @@ def caffe2_ground_truth(case: str) -> tuple[Tensor, Tensor]:
         boxes[image, :count] = arrays[f"{case}/gt_boxes_{image}"][single]
         labels[image, :count] = arrays[f"{case}/gt_classes_{image}"][single].long() - 1
     return boxes, labels
+
+
+def torchvision_nms(boxes, labels, valid, iou_thresh, max_dets):
+    """Return what `ops.nms.nms` shall return, by one call of torchvision's operator per image and class."""
+    rows = []
+    for image in range(len(boxes)):
+        kept = []
+        for label in labels[image].unique():
+            index = torch.where((labels[image] == label) & valid[image])[0]
+            falling = -torch.arange(len(index), dtype=torch.float32, device=boxes.device)
+            kept.append(index[torchvision.ops.nms(boxes[image, index], falling, iou_thresh)])
+        kept = torch.cat(kept).sort().values[:max_dets]
+        rows.append(torch.nn.functional.pad(kept, (0, max_dets - len(kept)), value=-1))
+    return torch.stack(rows)
 
 
 class SyncWatch(TorchDispatchMode):

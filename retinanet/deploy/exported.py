@@ -50,9 +50,7 @@ class Exported(nn.Module):
     def forward(self, batch: Batch) -> list[Detections]:
         outputs = self.tensors(batch)
         if self.facts["nms"] == "inside":
-            boxes, scores, labels, counts = outputs
-            found = torch.arange(scores.shape[1], device=scores.device) < counts.unsqueeze(1)
-            return split(Padded(found, boxes, scores, labels))
+            return split(Padded(*outputs))
         rule, (boxes, scores, labels) = self.facts["selection"], outputs
         candidates = Candidates(boxes, scores, labels, scores > 0)
         sizes = (batch.image_sizes, batch.original_sizes, batch.scales)

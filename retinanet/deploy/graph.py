@@ -97,15 +97,12 @@ class DetectionGraph(CandidateGraph):
         kept = select(
             found, image_sizes, original_sizes, scales, rule.nms_iou, rule.max_dets, rule.convention, self._keep
         )
-        order = first_true(kept.found, rule.max_dets).clamp(max=rule.max_dets - 1)  # vanished ones leave gaps
-        counts = kept.found.sum(1)
-        used = torch.arange(rule.max_dets, device=counts.device) < counts.unsqueeze(1)
-        boxes = kept.boxes.gather(1, order.unsqueeze(2).expand(-1, -1, 4))
+        used = torch.arange(rule.max_dets, device=kept.counts.device) < kept.counts.unsqueeze(1)
         return (
-            torch.where(used.unsqueeze(2), boxes, 0.0),
-            torch.where(used, kept.scores.gather(1, order), 0.0),
-            torch.where(used, kept.labels.gather(1, order), PADDING_LABEL),
-            counts,
+            torch.where(used.unsqueeze(2), kept.boxes, 0.0),
+            torch.where(used, kept.scores, 0.0),
+            torch.where(used, kept.labels, PADDING_LABEL),
+            kept.counts,
         )
 
     def _keep(self, boxes, labels, valid, nms_iou, max_dets, plus_one, inclusive) -> Tensor:

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from retinanet.errors import pick
 from retinanet.ops.boxes import clip, decode
-from retinanet.ops.nms import nms
+from retinanet.ops.fixed_nms import device_nms
+from retinanet.ops.nms import first_true
 from retinanet.structures import Detections, HeadOutputs
 
 
@@ -57,19 +58,24 @@ class Candidates(NamedTuple):
 
 
 class Padded(NamedTuple):
-    """Detections of N images in the D slots of each: `found` (N, D) bool says which slots are used.
+    """Detections of N images in the D slots of each, of which image i uses the first `counts[i]`, by falling score.
 
-    boxes: (N, D, 4) xyxy pixels of the original images. scores: (N, D). labels: (N, D) int64.
+    boxes: (N, D, 4) xyxy pixels of the original images. scores: (N, D). labels, counts: (N, D), (N,) int64.
     """
 
-    found: Tensor
     boxes: Tensor
     scores: Tensor
     labels: Tensor
+    counts: Tensor
+
+
+def postprocess(*args, **kwargs) -> list[Detections]:
+    """Return the detections of `postprocess_padded`, which has the arguments, image by image; waits for the device."""
+    return split(postprocess_padded(*args, **kwargs))
 
 
 @torch.no_grad()
-def postprocess(
+def postprocess_padded(
     outputs: HeadOutputs,
     image_sizes: Tensor,
     original_sizes: Tensor,
@@ -79,7 +85,8 @@ def postprocess(
     nms_iou: float,
     max_dets: int,
     convention: str,
-) -> list[Detections]:
+    suppress: Callable[..., Tensor] = device_nms,
+) -> Padded:
     """Return the detections of N images, boxes in pixels of the original images, by falling score.
 
     outputs: of `RetinaNet.forward`, any floating dtype; scores and boxes are computed in float32.
@@ -88,11 +95,12 @@ def postprocess(
         ratio of the sizes, which differs by the rounding of the resized size.
     score_thresh: a pair needs a score above it. pre_nms_topk: pairs per level, before decoding. nms_iou: see above.
     max_dets: detections per image. convention: a key of `CONVENTIONS`; another one raises `UserError`.
+    suppress: called and answering as `ops.nms.nms`; with `ops.fixed_nms.fixed_nms` nothing waits for the device.
 
-    Equal scores keep the order level, anchor, class. Waits for the device.
+    Equal scores keep the order level, anchor, class.
     """
     candidates = best_candidates(outputs, score_thresh, pre_nms_topk, convention)
-    return split(select(candidates, image_sizes, original_sizes, scales, nms_iou, max_dets, convention))
+    return select(candidates, image_sizes, original_sizes, scales, nms_iou, max_dets, convention, suppress)
 
 
 def select(
@@ -103,11 +111,11 @@ def select(
     nms_iou: float,
     max_dets: int,
     convention: str,
-    suppress: Callable[..., Tensor] = nms,
+    suppress: Callable[..., Tensor] = device_nms,
 ) -> Padded:
     """Return what is left of `candidates` after suppression, in pixels of the original images, by falling score.
 
-    suppress: called and answering as `ops.nms.nms`; export brings one that fits into a graph. The rest: `postprocess`.
+    The arguments are those of `postprocess_padded`; exported graphs bring a `suppress` of their own.
     """
     rules = pick(CONVENTIONS, convention, "MODEL.BOX.CONVENTION")
     boxes = candidates.boxes
@@ -124,14 +132,18 @@ def select(
     if rules.clip_after:
         boxes = clip(boxes, original_sizes)
         found = found & (boxes[..., 2:] > boxes[..., :2]).all(2)
-    return Padded(found, boxes, candidates.scores.gather(1, keep), candidates.labels.gather(1, keep))
+        order = first_true(found, max_dets).clamp(max=max_dets - 1)  # what vanished leaves gaps
+        boxes, keep = boxes.gather(1, order.unsqueeze(2).expand(-1, -1, 4)), keep.gather(1, order)
+    return Padded(boxes, candidates.scores.gather(1, keep), candidates.labels.gather(1, keep), found.sum(1))
 
 
 def split(padded: Padded) -> list[Detections]:
-    """Return the detections image by image; cut out of all at once, for fewer waits for the device."""
-    counts = padded.found.sum(1).tolist()
-    parts = zip(*(tensor[padded.found].split(counts) for tensor in padded[1:]), strict=True)
-    return [Detections(boxes=boxes, scores=scores, labels=labels) for boxes, scores, labels in parts]
+    """Return the detections image by image; waits for the device once, for the counts."""
+    rows = zip(padded.boxes, padded.scores, padded.labels, padded.counts.tolist(), strict=True)
+    return [
+        Detections(boxes=boxes[:count], scores=scores[:count], labels=labels[:count])
+        for boxes, scores, labels, count in rows
+    ]
 
 
 def best_candidates(
@@ -143,7 +155,7 @@ def best_candidates(
 ) -> Candidates:
     """Return the best pairs of all levels together, decoded.
 
-    pairs: called and answering as `best_pairs`, the default. The rest: `postprocess`.
+    pairs: called and answering as `best_pairs`, the default. The rest: `postprocess_padded`.
     """
     rules, levels = pick(CONVENTIONS, convention, "MODEL.BOX.CONVENTION"), []
     last = len(outputs["logits"]) - 1

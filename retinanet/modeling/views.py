@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from retinanet.modeling.postprocess import CONVENTIONS, postprocess
-from retinanet.ops.nms import nms
+from retinanet.modeling.postprocess import CONVENTIONS, Padded, postprocess_padded, split
+from retinanet.ops.fixed_nms import device_nms, fixed_nms
 from retinanet.structures import Batch, Detections, HeadOutputs
 
 
@@ -26,7 +26,15 @@ class Postprocessor:
 
     def __call__(self, outputs: HeadOutputs, batch: Batch) -> list[Detections]:
         """Return the detections of each image of `batch`, in original pixels as this view shows them."""
-        return postprocess(outputs, batch.image_sizes, batch.original_sizes, batch.scales, **vars(self))
+        return split(self._padded(outputs, batch, device_nms))
+
+    def padded(self, outputs: HeadOutputs, batch: Batch) -> Padded:
+        """Return the same in tensors of a fixed size, by operations that never wait for the device."""
+        return self._padded(outputs, batch, fixed_nms)
+
+    def _padded(self, outputs: HeadOutputs, batch: Batch, suppress) -> Padded:
+        sizes = (batch.image_sizes, batch.original_sizes, batch.scales)
+        return postprocess_padded(outputs, *sizes, **vars(self), suppress=suppress)
 
     def merge(self, views: list[Batch], found: list[list[Detections]]) -> list[Detections]:
         """Return the detections of each of N images; found: those of each view, N each, in the order of `views`.
@@ -43,7 +51,9 @@ class Postprocessor:
             order = scores.argsort(descending=True, stable=True)
             boxes, scores, labels = boxes[order], scores[order], labels[order]
             valid = torch.ones_like(scores, dtype=torch.bool)[None]
-            keep = nms(boxes[None], labels[None], valid, self.nms_iou, self.max_dets, rules.plus_one, rules.inclusive)
+            keep = device_nms(
+                boxes[None], labels[None], valid, self.nms_iou, self.max_dets, rules.plus_one, rules.inclusive
+            )
             keep = keep[keep >= 0]
             merged.append(Detections(boxes=boxes[keep], scores=scores[keep], labels=labels[keep]))
         return merged

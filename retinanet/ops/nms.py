@@ -3,7 +3,8 @@
 Plain greedy suppression: a box is removed when a better one of its image and class, itself not removed, overlaps it
 too much. There is no loop over images or classes and no offset that keeps classes apart (added to float32
 coordinates, as is common, it costs precision). Boxes are settled in blocks from the best score down, and the work ends
-when every image has as many as it may return, which is usually after the first block.
+when every image has as many as it may return, which is usually after the first block. For devices that would have to be
+waited for, `ops/fixed_nms.py` never asks whether it may end.
 """
 
 import torch
@@ -39,9 +40,9 @@ def nms(
     undecided, kept = valid.clone(), torch.zeros_like(valid)
     while width > 0:
         block = first_true(undecided, min(_BLOCK, width))  # (N, B)
-        block_boxes, block_labels = _take(boxes, block), _take(labels, block)
-        clashes = _clashes(block_boxes, block_labels, block_boxes, block_labels, iou_thresh, plus_one, inclusive)
-        stays = _settle(clashes, block < width)
+        block_boxes, block_labels = take(boxes, block), take(labels, block)
+        within = clashes(block_boxes, block_labels, block_boxes, block_labels, iou_thresh, plus_one, inclusive)
+        stays = _settle(within, block < width)
         kept |= _scatter(block, stays, width)
         undecided &= ~_scatter(block, block < width, width)
         undecided &= kept.sum(1, keepdim=True) < max_dets
@@ -50,14 +51,14 @@ def nms(
         if num_kept == 0:
             break
         column = first_true(stays, num_kept)
-        better, better_labels = _take(block_boxes, column), _take(block_labels, column)
-        clashes = _clashes(better, better_labels, boxes, labels, iou_thresh, plus_one, inclusive)  # (N, num_kept, n)
-        undecided &= ~(clashes & (column < stays.shape[1]).unsqueeze(2)).any(1)
+        better, better_labels = take(block_boxes, column), take(block_labels, column)
+        others = clashes(better, better_labels, boxes, labels, iou_thresh, plus_one, inclusive)  # (N, num_kept, n)
+        undecided &= ~(others & (column < stays.shape[1]).unsqueeze(2)).any(1)
     position = first_true(kept, max_dets)
     return torch.where(position < width, position, -1)
 
 
-def _clashes(
+def clashes(
     boxes: Tensor, labels: Tensor, others: Tensor, other_labels: Tensor, thresh: float, plus_one: bool, inclusive: bool
 ) -> Tensor:
     """Return which of `boxes` (N, B, 4) overlap which of `others` (N, n, 4) of their class too much, (N, B, n) bool."""
@@ -96,7 +97,7 @@ def _scatter(columns: Tensor, flags: Tensor, width: int) -> Tensor:
     return mask.scatter_(1, columns, flags)[:, :width]
 
 
-def _take(rows: Tensor, columns: Tensor) -> Tensor:
+def take(rows: Tensor, columns: Tensor) -> Tensor:
     """Return `rows` (N, n) or (N, n, 4) at `columns` (N, B); a column that is none gives any row."""
     columns = columns.clamp(max=rows.shape[1] - 1)
     return rows.gather(1, columns) if rows.dim() == 2 else rows.gather(1, columns.unsqueeze(2).expand(-1, -1, 4))

@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from detection_cases import reference
+from detection_cases import SyncWatch, reference
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.retinanet import RetinaNet as TorchvisionRetinaNet
 from torchvision.models.detection.transform import resize_boxes
 
 from retinanet.errors import UserError
 from retinanet.modeling.anchors import AnchorGenerator
-from retinanet.modeling.postprocess import CONVENTIONS, postprocess
+from retinanet.modeling.postprocess import CONVENTIONS, postprocess, postprocess_padded, split
 from retinanet.ops.boxes import decode
+from retinanet.ops.fixed_nms import fixed_nms
 from retinanet.structures import HeadOutputs
 
 SIZES = torch.tensor([[64, 96], [60, 50]])  # resized, unpadded
@@ -158,6 +159,23 @@ def test_selection_equals_a_stable_sort_of_all_pairs():
         ratio = (ORIGINAL[image] / SIZES[image]).flip(0).repeat(2)
         expected = {"boxes": clipped * ratio, "scores": torch.cat(scores)[order], "labels": torch.cat(labels)[order]}
         assert_same(detections, expected)
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_postprocessing_of_fixed_size_gives_the_same_detections_without_a_host_wait(convention):
+    outputs = random_outputs(convention, num_images=2, seed=5)
+    outputs["logits"] = [(level * 4).round() / 4 for level in outputs["logits"]]  # many equal scores
+    outputs["deltas"] = [level + torch.tensor([3.0, 0, 0, 0]) for level in outputs["deltas"]]  # some leave the image
+    expected = postprocess(outputs, SIZES, ORIGINAL, SCALES, **SETTINGS, convention=convention)
+    with SyncWatch() as watch:
+        padded = postprocess_padded(
+            outputs, SIZES, ORIGINAL, SCALES, **SETTINGS, convention=convention, suppress=fixed_nms
+        )
+    assert not watch.waits and padded.boxes.shape == (2, 20, 4)
+    assert 0 < int(padded.counts.min()) and (convention != "detectron2" or int(padded.counts.max()) < 20)
+    for one, other in zip(split(padded), expected, strict=True):
+        for key in expected[0]:
+            assert torch.equal(one[key], other[key])
 
 
 def test_detections_of_caffe2_detectron():

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-import torchvision
-from detection_cases import random_boxes, reference
+from detection_cases import random_boxes, reference, torchvision_nms
 
 from retinanet.ops.nms import nms
 
@@ -13,20 +12,6 @@ def one_image(boxes, labels=None):
     boxes = torch.as_tensor(boxes, dtype=torch.float32).unsqueeze(0)
     labels = torch.zeros(boxes.shape[:2], dtype=torch.int64) if labels is None else torch.tensor([labels])
     return boxes, labels, torch.ones(boxes.shape[:2], dtype=torch.bool)
-
-
-def torchvision_nms(boxes, labels, valid, iou_thresh, max_dets):
-    """The same by one call per image and class."""
-    rows = []
-    for image in range(len(boxes)):
-        kept = []
-        for label in labels[image].unique():
-            index = torch.where((labels[image] == label) & valid[image])[0]
-            falling = -torch.arange(len(index), dtype=torch.float32)
-            kept.append(index[torchvision.ops.nms(boxes[image, index], falling, iou_thresh)])
-        kept = torch.cat(kept).sort().values[:max_dets]
-        rows.append(torch.nn.functional.pad(kept, (0, max_dets - len(kept)), value=-1))
-    return torch.stack(rows)
 
 
 def test_a_suppressed_box_suppresses_nothing():
