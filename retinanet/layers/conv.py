@@ -67,7 +67,7 @@ class Conv2d(nn.Module):
         Everything is computed in the dtype of the weight and cast once to the dtype of autocast.
 
         A frozen conv, in evaluation mode and without gradient, keeps the result until one of its tensors is written to
-        (not through `.data`, which hides that).
+        (not through `.data`, which hides that); one without a norm has nothing to keep but the cast.
         """
         if not self._is_frozen():
             return self._prepare()
@@ -85,7 +85,7 @@ class Conv2d(nn.Module):
         weight = self.weight
         return (
             not self.training
-            and self.norm is not None
+            and (self.norm is not None or _autocast_dtype(weight.device.type) is not None)
             and not any(parameter.requires_grad for parameter in self.parameters())
             and type(weight) is nn.Parameter
             and not weight.is_inference()
@@ -192,6 +192,11 @@ def fuse_epilogues(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Conv2d):
             module.fused = True
+
+
+def kept_by_frozen(model: nn.Module) -> list:
+    """Return what the frozen convolutions of `model` have prepared and keep, for a CUDA graph that reads it."""
+    return [module._frozen for module in model.modules() if isinstance(module, Conv2d) and module._frozen is not None]
 
 
 CONVS = {"plain": Conv2d, "standardized": StandardizedConv2d, "centralized": CentralizedConv2d}
