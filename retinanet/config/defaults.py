@@ -150,6 +150,8 @@ _C.TEST.NMS_IOU = 0.5  # suppress above, per class over all levels (Detectron)
 _C.TEST.MAX_DETS = 100  # detections per image (COCO)
 _C.TEST.IMS_PER_BATCH = 8  # images per batch and rank
 _C.TEST.AMP = "auto"  # auto (SOLVER.AMP on a GPU, off on a CPU), off, bf16 (pays on CPUs with AMX or AVX512_BF16), fp16
+_C.TEST.CUDA_GRAPHS = 0  # shapes of a batch whose detection becomes one CUDA graph, in test_net.py, predict.py and
+# programs; 0: off. Pays at one or two images
 _C.TEST.FOLD = True  # fold the norms that can be folded into the convs before evaluation
 _C.TEST.AUG = CN()  # test-time augmentation: every image is seen several times, the detections are merged by NMS
 _C.TEST.AUG.FLIP = False  # True: mirrored as well

@@ -11,6 +11,7 @@ _OPTS = ("MODEL.ALLOW_MISSING_WEIGHTS", "True")
 _GPU = (*_OPTS, "SOLVER.AMP", "bf16", "SOLVER.CHANNELS_LAST", "True")
 _FAST = (*_GPU, "SOLVER.COMPILE", "True")
 _FILES = ("--end-to-end", "--synthetic")  # how many, where the configuration's training set is not on the disk
+_DETECT = (*_GPU, "TEST.CUDA_GRAPHS", "2")
 _PEERS = ("--norms", "config,torchvision")
 
 
@@ -62,8 +63,8 @@ SUITES = {
             "train on image files, 800/1333, 16 images", (*_CONFIG, *_FILES, "640", "--batch", "16", "--warm-up", "100",
             *_FAST, "DATALOADER.SHAPE_BUCKETS", "True", "DATALOADER.NUM_WORKERS", "8"), None, 280, 0.95,
         ),
-        _gpu("detect 800 x 1344, 1 image", 455, "--detect", "--size", "800", "1344", "--batch", "1", opts=_GPU),
-        _gpu("detect 800 x 1344, 32 images", 650, "--detect", "--size", "800", "1344", "--batch", "32", opts=_GPU),
+        _gpu("detect 800 x 1344, 1 image", 455, "--detect", "--size", "800", "1344", "--batch", "1", opts=_DETECT),
+        _gpu("detect 800 x 1344, 32 images", 650, "--detect", "--size", "800", "1344", "--batch", "32", opts=_DETECT),
     ),
 }  # fmt: skip
 

@@ -145,7 +145,7 @@ def build_detection(cfg, job: Job, batches: list[Batch]) -> Task:
         model, _ = fold(model)
     if job.exported:
         model = build_exported(cfg, model, job.exported, job.size, device)
-    build_placed(cfg, model, device)
+    model = build_placed(cfg, model, device)
     steps, found = rotate(batches, 1), []
 
     def run() -> None:

@@ -104,7 +104,8 @@ class Worker:
             self.dtype = dtype_of(cfg.SOLVER.AMP if training else build_amp(cfg, self.device))
         self.baseline = self._restart_gauge()
         self.task = build(cfg, self.job, inputs)
-        self.traced = cfg.SOLVER.COMPILE or cfg.SOLVER.CUDA_GRAPHS
+        graphs = cfg.TEST.CUDA_GRAPHS if self.job.task == "detect" else cfg.SOLVER.CUDA_GRAPHS
+        self.traced = cfg.SOLVER.COMPILE or graphs
         return {
             "device": torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
             "threads": torch.get_num_threads(),
@@ -155,7 +156,7 @@ class Worker:
     def cost(self, ceiling: Ceiling | None) -> dict:
         """Return gflop and floor_ms of a run's convolutions, and its operations and host_waits; {} for a layer.
 
-        A step that is compiled or a graph is not counted: it has no operations that could be watched.
+        A run that is compiled or a graph is not counted: it has no operations that could be watched.
         """
         if ceiling is None:
             return {}

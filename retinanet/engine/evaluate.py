@@ -58,12 +58,13 @@ def detect(model: RetinaNet | Exported, batch: Batch, postprocess: Postprocess, 
     """Return the detections of each image of `batch`, in pixels of the original images, from all of its views.
 
     The model is in evaluation mode and on the device of the batch. Gradients are off, but not by inference mode:
-    anchors that are cached here serve training afterwards. An exported file brings its own post-processing.
+    anchors that are cached here serve training afterwards. An exported file and CUDA graphs bring their own
+    post-processing, and the graphs their own precision.
     """
     views, found = [batch, *batch.views], []
     with torch.no_grad():
         for view in views:
-            if isinstance(model, Exported):
+            if not isinstance(model, RetinaNet):
                 found.append(model(view))
                 continue
             with autocast(view.images.device, amp):

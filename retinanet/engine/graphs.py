@@ -10,15 +10,19 @@ Source of the rules: the CUDA graphs notes of PyTorch, and NVIDIA's MLPerf SSD (
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from retinanet.engine.train import Trainer, train_step
+from retinanet.layers.conv import kept_by_frozen
+from retinanet.modeling.retinanet import RetinaNet
 from retinanet.structures import Batch
 
 _log = logging.getLogger(__name__)
-_WARM_UP = 3  # steps before the capture: cuDNN chooses its kernels, caches fill
+WARM_UP = 3  # runs before the capture: cuDNN chooses its kernels, caches fill
+_Result = TypeVar("_Result")
 _INPUTS = ("images", "image_sizes", "gt_boxes", "gt_labels")  # what `train_step` reads of a batch
 
 
@@ -37,8 +41,8 @@ class CudaCapture:
                 run()
         torch.cuda.current_stream().wait_stream(stream)
 
-    def capture(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        """Return what repeats `run`, and the tensor that holds its result then; `run` itself changes nothing here."""
+    def capture(self, run: Callable[[], _Result]) -> tuple[Callable[[], None], _Result]:
+        """Return what repeats `run`, and the tensors that hold its result then; `run` itself changes nothing here."""
         graph = torch.cuda.CUDAGraph()
         # thread_local: the loader's thread that pins memory may go on meanwhile
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
@@ -59,13 +63,14 @@ class _Recorded:
             return torch.stack([value.float() for value in values.values()])
 
         before = [(tensor, tensor.detach().clone()) for tensor in changed_tensors(trainer)]
-        capture.warm_up(run, _WARM_UP)
+        capture.warm_up(run, WARM_UP)
         with torch.no_grad():
             for tensor, value in before:
                 if not tensor.equal(
                     value
                 ):  # frozen weights stay untouched, or what is cached of them would be made anew
                     tensor.copy_(value)
+        self.held = [held_by(trainer.model, batch.images) for batch in self.inputs]
         self.replay, self.result = capture.capture(run)
 
     def __call__(self, batches: list[Batch]) -> dict[str, Tensor]:
@@ -110,6 +115,12 @@ class GraphedStep:
             self.trainer.guard.begin()  # moves its flag to the device, before anything refers to it
             recorded = self._graphs[key] = _Recorded(self.trainer, batches, self._capture)
         return recorded(batches)
+
+
+def held_by(model: RetinaNet, images: Tensor) -> list:
+    """Return the tensors made before a capture that a graph for `images` reads and the model may drop: anchors, whose
+    cache is bounded, and what frozen convolutions prepared. Whoever keeps the graph has to keep them."""
+    return [model.anchors(tuple(images.shape[-2:]), images.device), kept_by_frozen(model)]
 
 
 def changed_tensors(trainer: Trainer) -> list[Tensor]:

@@ -2,7 +2,10 @@
 
 import torch
 
+from retinanet.deploy.exported import Exported
 from retinanet.engine.evaluate import build_amp
+from retinanet.engine.graphed_detection import GraphedDetection, build_graphed_detection
+from retinanet.layers.conv import fuse_epilogues
 from retinanet.modeling.retinanet import RetinaNet
 from retinanet.utils.cpu import has_bf16, keep_freed_memory, prefers_channels_last
 
@@ -52,8 +55,13 @@ def pad_stem(model: RetinaNet, device: torch.device, amp: str) -> None:
         backbone.pad_images(4 if pads else 3)
 
 
-def build_placed(cfg, model: RetinaNet, device: torch.device) -> RetinaNet:
-    """Return `model` in evaluation mode on `device`, in the memory format in which it detects fastest there."""
+def build_placed(
+    cfg, model: RetinaNet | Exported, device: torch.device
+) -> RetinaNet | Exported | GraphedDetection:
+    """Return `model` in evaluation mode on `device`, in the memory format in which it detects fastest there, with the
+    fused convolutions (`SOLVER.FUSE_CONVS`) and CUDA graphs (`TEST.CUDA_GRAPHS`) that the configuration asks for."""
     model.set_memory_format(build_memory_format(cfg, device, training=False))
     pad_stem(model, device, build_amp(cfg, device))
-    return model.to(device).eval()
+    if cfg.SOLVER.FUSE_CONVS:
+        fuse_epilogues(model)
+    return build_graphed_detection(cfg, model.to(device).eval(), device)
