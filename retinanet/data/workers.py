@@ -6,6 +6,7 @@ it when a worker has died, and when it has to wait for data.
 
 import atexit
 import contextlib
+import multiprocessing.util
 import os
 import re
 import signal
@@ -134,6 +135,10 @@ class BatchLoader(DataLoader):
 
         Return their iterator, and their own `closing` of the board.
         """
+        if self.num_workers:
+            # Workers send tensors through a socket in a temporary folder. They inherit that of this process, which it
+            # removes at its end; each would make its own, and leave it, as they are ended by a signal.
+            multiprocessing.util.get_temp_dir()
         closing = self.dataset.board.closing = torch.zeros(1, dtype=torch.int64).share_memory_()
         _closings[id(closing)] = closing
         threads = cv2.getNumThreads()

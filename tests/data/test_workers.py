@@ -188,17 +188,22 @@ def test_workers_ignore_a_signal_to_the_whole_group_while_they_are_needed(datase
     iterator.close()
 
 
-def test_a_program_that_ends_in_the_middle_of_a_loader_ends(dataset):
+def test_a_program_that_ends_in_the_middle_of_a_loader_ends_and_leaves_no_file(dataset, tmp_path):
     code = (
         "import sys\n"
         "from loader_cases import config\n"
         "from retinanet.data.coco import CocoDataset\n"
         "from retinanet.data.loader import build_train_loader\n"
-        "kept = iter(build_train_loader(config(DATALOADER__NUM_WORKERS=2), CocoDataset(sys.argv[1], sys.argv[2])))\n"
-        "next(kept)\n"
+        "loader = build_train_loader(config(DATALOADER__NUM_WORKERS=2), CocoDataset(sys.argv[1], sys.argv[2]))\n"
+        "for _ in range(2):\n"
+        "    kept = iter(loader)\n"
+        "    next(kept)\n"
         "sys.modules['kept'] = kept\n"
     )
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    command = [sys.executable, "-c", code, str(dataset.file(0).parent), str(dataset.annotations_file)]
-    ended = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, timeout=60, capture_output=True, text=True)
+    ignored = "ignore:This DataLoader will create"  # torch on a machine with fewer cores
+    command = [sys.executable, "-W", ignored, "-c", code, str(dataset.file(0).parent), str(dataset.annotations_file)]
+    environment = {**os.environ, "PYTHONPATH": paths, "TMPDIR": str(tmp_path)}
+    ended = subprocess.run(command, env=environment, timeout=60, capture_output=True, text=True)
     assert ended.returncode == 0 and ended.stderr == "", ended.stderr
+    assert os.listdir(tmp_path) == []

@@ -115,7 +115,8 @@ def test_torchrun_starts_again_after_a_process_died_and_equals_the_run_that_was_
     options = [*PLAIN, "MODEL.HEAD.NORM", "BN", "SOLVER.MAX_ITER", "8", "SOLVER.CHECKPOINT_PERIOD", "2", "--resume"]
     options += SMALLER[SMALLER.index("TEST.IMS_PER_BATCH") :]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    launch = [*TORCHRUN, "--max-restarts", "1", *command(data, tmp_path / "disturbed", *options)[1:]]
+    launch = [*TORCHRUN, "--log-dir", str(tmp_path / "torchrun"), "--max-restarts", "1"]
+    launch += command(data, tmp_path / "disturbed", *options)[1:]
     with open(tmp_path / "console", "w") as console:
         job = subprocess.Popen(launch, env=environment, stdout=console, stderr=console)
     end = time.monotonic() + 240
