@@ -6,6 +6,7 @@ import json
 import os
 import re
 import threading
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 
@@ -83,6 +84,29 @@ def test_loaders_steps_checkpoints_evaluations_and_detectors_leave_nothing_open(
     after = held()
     assert after[2] == before[2] == children_of_others
     assert after[0] <= before[0] and after[1] <= before[1], (before, after)
+
+
+def test_steps_and_evaluations_keep_no_object(run, tmp_path):
+    """A step that keeps one tensor, list or closure shows as 12 of them."""
+    cfg, dataset, trainer = run()
+    batches = iter(build_train_loader(cfg, dataset))
+
+    def work() -> None:
+        for batch in islice(batches, 3):
+            train_step(trainer, [batch])
+        loader = build_test_loader(cfg, dataset)
+        evaluate(trainer.model, loader, build_postprocess(cfg), CPU, dataset, tmp_path / "inference", "faster")
+
+    def objects() -> Counter:
+        gc.collect()
+        return Counter(type(thing).__name__ for thing in gc.get_objects())
+
+    for _ in range(3):  # whatever is imported, compiled or kept for good is there afterwards
+        work()
+        before = objects()  # also again and again: counting fills caches of Python itself
+    for _ in range(4):
+        work()
+    assert {name: count for name, count in (objects() - before).items() if count >= 12} == {}
 
 
 def resident(key: str) -> float:
