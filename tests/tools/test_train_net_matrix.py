@@ -1,5 +1,6 @@
 """Every norm, with what a configuration can add, killed at random moments: resumed, it equals the whole run."""
 
+import itertools
 import random
 import time
 
@@ -7,7 +8,8 @@ import pytest
 from run_cases import write_data
 from training_cases import assert_same_run, finish, start
 
-pytestmark = pytest.mark.slow
+from retinanet.config.check import NORMS
+
 LENGTH, KILLS = 12, 3
 ACCUMULATION = ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.ACCUMULATE", "2"]
 AVERAGE, HALF = ["SOLVER.EMA_DECAY", "0.9"], ["SOLVER.AMP", "bf16"]
@@ -18,7 +20,8 @@ CASES = [  # norm, workers, processes, more
     *(("FrozenBN", 2, 1, HALF), ("AffineChannel", 2, 2, ACCUMULATION), ("", 2, 1, AVERAGE)),
     *(("MABN", 0, 1, []), ("BCN", 2, 2, HALF), ("SyncBN", 2, 1, ACCUMULATION), ("BN", 0, 2, AVERAGE)),
     *(("AffineChannel", 0, 1, AVERAGE), ("FrozenBN", 0, 2, AVERAGE), ("", 0, 2, []), ("BCN", 2, 1, AVERAGE)),
-    *(("MABN", 2, 2, AVERAGE), ("BN", 2, 1, []), ("GN", 0, 1, HALF)),
+    *(("MABN", 2, 2, AVERAGE), ("BN", 2, 1, []), ("GN", 0, 1, HALF), ("GN", 2, 2, []), ("", 2, 1, ALL)),
+    *(("FrozenBN", 0, 1, ACCUMULATION), ("AffineChannel", 2, 1, HALF), ("SyncBN", 2, 2, HALF)),
 ]
 
 
@@ -27,6 +30,18 @@ def data(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("data"))
 
 
+def test_every_pair_of_choices_is_in_a_case():
+    """Norm, workers, processes, accumulation, average and half precision: any choice of one with any of another."""
+    rows = [
+        (norm, workers, processes, *(key in more for key in (ACCUMULATION[2], AVERAGE[0], HALF[0])))
+        for norm, workers, processes, more in CASES
+    ]
+    assert {row[0] for row in rows} == {"", *NORMS}
+    for one, other in itertools.combinations(zip(*rows, strict=True), 2):
+        assert set(zip(one, other, strict=True)) == set(itertools.product(set(one), set(other)))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm", "workers", "processes", "more"), CASES)
 def test_killed_at_random_it_equals_the_run_that_was_not(data, tmp_path, norm, workers, processes, more):
     options = [
