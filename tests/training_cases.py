@@ -84,8 +84,13 @@ def differences(one, other, name: str) -> list[str]:
     return [] if type(one) is type(other) and one == other else [f"{name}: {one!r} {other!r}"]
 
 
-def start(data: Path, output: Path, *extra: str, kill: str = "", processes: int = 1) -> list:
-    """Start a run and return its processes; see `killer` for `kill`, which ends the first of them."""
+def start(
+    data: Path, output: Path, *extra: str, kill: str = "", processes: int = 1, overlap: bool = False
+) -> list:
+    """Start a run and return its processes; see `KILLERS` for `kill`, which ends the first of them.
+
+    overlap: evaluations are scored in a process of their own, however few detections they have.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["training_cases_preload"])
     places = [str(ROOT), str(ROOT / "tests"), TOOLS]
@@ -96,7 +101,7 @@ def start(data: Path, output: Path, *extra: str, kill: str = "", processes: int 
     for rank in range(processes):
         environment = job | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
         given = run_cases.arguments(data, output, *SMALLER, *extra)
-        target = (given, environment, str(output / f"console{rank}.txt"), kill * (rank == 0))
+        target = (given, environment, str(output / f"console{rank}.txt"), kill * (rank == 0), overlap)
         started.append(context.Process(target=_run_tool, args=target, daemon=False))
         started[-1].start()
     return started
@@ -128,7 +133,7 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _run_tool(given: list[str], environment: dict, console: str, kill: str) -> None:
+def _run_tool(given: list[str], environment: dict, console: str, kill: str, overlap: bool) -> None:
     """The body of a started process: the tool with its streams in a file."""
     os.environ.update(environment)
     stream = os.open(console, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -139,6 +144,9 @@ def _run_tool(given: list[str], environment: dict, console: str, kill: str) -> N
     import _cli
     import train_net
 
+    from retinanet.engine import evaluate
+
+    evaluate.OVERLAP_FROM = 0 if overlap else evaluate.OVERLAP_FROM
     _cli.BACKBONES["Thin"] = Thin
     if kill:
         name, _, count = kill.partition(":")
@@ -221,12 +229,25 @@ def _in_step(count: int, number: int = signal.SIGKILL) -> None:
     _wrap(train, "set_lr", count, deadly)
 
 
+def _while_scoring(count: int, number: int = signal.SIGKILL) -> None:
+    """Scoring process number `count` has started, and the step after the next one is about to be computed."""
+    from retinanet.engine.scoring import Scoring
+
+    def deadly(original, *args):
+        _in_step(2, number)
+        return original(*args)
+
+    _wrap(Scoring, "__init__", count, deadly)
+
+
 KILLERS = {
     "checkpoint": _in_checkpoint,
     "rename": _after_rename,
     "line": _in_line,
     "evaluation": _in_evaluation,
     "step": _in_step,
+    "scoring": _while_scoring,
+    "stop in scoring": lambda count: _while_scoring(count, signal.SIGTERM),
     "stop in evaluation": lambda count: _in_evaluation(count, signal.SIGTERM),
     "stop in step": lambda count: _in_step(count, signal.SIGTERM),
 }

@@ -144,6 +144,7 @@ _C.TEST = CN()
 _C.TEST.EVAL_PERIOD = 0  # iterations at REFERENCE_BATCH; 0: only at the end
 _C.TEST.EVALUATOR = "numpy"  # numpy (ours, the fastest), faster (faster-coco-eval), pycocotools (the reference);
 # all give the same numbers
+_C.TEST.OVERLAP_SCORING = True  # score many detections in a process of its own while training goes on, same metrics
 _C.TEST.SCORE_THRESH = 0.05  # only detections above (Detectron)
 _C.TEST.PRE_NMS_TOPK = 1000  # (anchor, class) pairs per level before decoding (Detectron)
 _C.TEST.NMS_IOU = 0.5  # suppress above, per class over all levels (Detectron)

@@ -3,6 +3,7 @@
 import itertools
 import logging
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,9 @@ from torch import Tensor, nn
 from retinanet.data.coco import CocoDataset
 from retinanet.data.loader import build_test_loader
 from retinanet.deploy.exported import Exported
-from retinanet.engine.coco_json import ground_truth, write_json
-from retinanet.engine.coco_json import results as as_arrays
-from retinanet.engine.coco_metrics import coco_metrics, format_metrics, unique_names
-from retinanet.engine.operating_point import counts_by_threshold
+from retinanet.engine.coco_metrics import format_metrics
 from retinanet.engine.prefetch import prefetched
+from retinanet.engine.scoring import Counts, PendingEvaluation, Scored, Scoring, count_results, score_results
 from retinanet.modeling.build import build_postprocess
 from retinanet.modeling.retinanet import RetinaNet
 from retinanet.structures import Batch, Detections, HeadOutputs
@@ -32,6 +31,7 @@ _DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _PAGE_IMAGES = 6  # pictures on the page that an evaluation adds to TensorBoard
 _CURVES = 20  # classes up to which each has a precision-recall curve there
 _PAGE_SCORE = 0.3  # score from which boxes are drawn there while no threshold is known yet
+OVERLAP_FROM = 20_000  # detections that take as long to score as a process for it takes to start, a quarter of a second
 
 
 def build_amp(cfg, device: torch.device) -> str:
@@ -149,11 +149,8 @@ def score(results: list[dict], dataset: CocoDataset, folder: Path, evaluator: st
 
     In a distributed job `results` matter in the first process alone; every process gets the metrics.
     """
-    metrics = None
-    if distributed.is_main():
-        write_json(folder / "predictions.json", results)
-        metrics = coco_metrics(dataset.annotations_file, results, evaluator)
-        write_json(folder / "metrics.json", metrics)
+    is_main = distributed.is_main()
+    metrics = score_results(dataset.annotations_file, results, folder, evaluator) if is_main else None
     return distributed.gather_objects(metrics)[0]
 
 
@@ -174,13 +171,25 @@ def evaluate(
     loader: this process's share of `dataset`. folder: where `predictions.json` and `metrics.json` go.
     stop: asked before each batch; once it is true in any process the evaluation ends in all of them, and returns None.
     """
+    results = predict_all(model, loader, postprocess, device, dataset, amp, progress, stop)
+    return None if results is None else (score(results, dataset, folder, evaluator), results)
+
+
+def predict_all(
+    model: RetinaNet,
+    loader: Iterable[Batch],
+    postprocess: Postprocess,
+    device: torch.device,
+    dataset: CocoDataset,
+    amp: str,
+    progress: Progress | None,
+    stop: Callable[[], bool] | None,
+) -> list[dict] | None:
+    """Return the results of all processes together, in every process; arguments and None as in `evaluate`."""
     asked = itertools.takewhile(lambda _: not stop(), loader) if stop else loader
     own = predict(model, asked, postprocess, device, dataset.category_ids, amp, dataset.plus_one_boxes, progress)
     parts = distributed.gather_objects((own, bool(stop and stop())))
-    if any(stopped for _, stopped in parts):
-        return None
-    results = merge([part for part, _ in parts])
-    return score(results, dataset, folder, evaluator), results
+    return None if any(stopped for _, stopped in parts) else merge([part for part, _ in parts])
 
 
 def build_evaluation(
@@ -191,47 +200,78 @@ def build_evaluation(
     writer: MetricsWriter | None = None,
     progress: Progress | None = None,
     stop: Callable[[], bool] | None = None,
-) -> Callable[[RetinaNet, int], dict | None]:
+) -> Callable[[RetinaNet, int], dict | PendingEvaluation | None]:
     """Return what evaluates a model on all `datasets`: (model, iteration) -> metrics, or None once `stop()` is true.
 
     The metrics are those of the first data set, and "NAME/AP" and so on of the others. Files go to
-    `folder`/inference/NAME, tables to the log, pictures and curves (see `show`) to `writer`.
+    `folder`/inference/NAME, tables to the log, pictures and curves (see `show`) to `writer`. Under
+    `TEST.OVERLAP_SCORING` a set with `OVERLAP_FROM` detections is scored in another process; what is returned then
+    waits for it. Only the first process of a job has something to wait for.
     """
     postprocess, amp = build_postprocess(cfg), build_amp(cfg, device)
     loaders = [build_test_loader(cfg, dataset, distributed.rank(), distributed.world_size()) for dataset in datasets]
 
-    def run(model: RetinaNet, iteration: int) -> dict | None:
-        combined = {}
+    def overlaps(rows: list[dict]) -> bool:  # the same in every process
+        return cfg.TEST.OVERLAP_SCORING and len(rows) >= OVERLAP_FROM
+
+    def scores(dataset: CocoDataset, rows: list[dict]) -> Scored | Scoring:
+        place = folder / "inference" / dataset.name
+        if not overlaps(rows):
+            metrics = score(rows, dataset, place, cfg.TEST.EVALUATOR)
+            return Scored(metrics, count_results(dataset.annotations_file, rows) if writer is not None else None)
+        if not distributed.is_main():
+            return Scored({}, None)
+        return Scoring(dataset.annotations_file, rows, place, cfg.TEST.EVALUATOR, writer is not None)
+
+    def run(model: RetinaNet, iteration: int) -> dict | PendingEvaluation | None:
+        parts, waits = [], False
         for dataset, loader in zip(datasets, loaders, strict=True):
-            place = folder / "inference" / dataset.name
-            found = evaluate(
-                model, loader, postprocess, device, dataset, place, cfg.TEST.EVALUATOR, amp, progress, stop
-            )
-            if found is None:
+            rows = predict_all(model, loader, postprocess, device, dataset, amp, progress, stop)
+            if rows is None:
+                PendingEvaluation([scoring for *_, scoring in parts], dict).cancel()
                 _log.info("%s at iteration %d: the evaluation was stopped", dataset.name, iteration)
                 return None
-            metrics, results = found
-            _log.info("%s at iteration %d:\n%s", dataset.name, iteration, format_metrics(metrics))
-            if writer is not None:
-                show(writer, iteration, dataset, results, metrics["threshold"])
-            combined |= {f"{dataset.name}/{key}": value for key, value in metrics.items()} if combined else metrics
-        return combined
+            parts.append((dataset, rows_of_page(dataset, rows), scores(dataset, rows)))
+            waits |= overlaps(rows)
+        finish = partial(_finish, writer, iteration, parts)
+        return PendingEvaluation([scoring for *_, scoring in parts], finish) if waits else finish()
 
     return run
 
 
+def _finish(
+    writer: MetricsWriter | None, iteration: int, parts: list[tuple[CocoDataset, list[dict], Scored | Scoring]]
+) -> dict:
+    """Wait for the scores of each data set, tell them, and return the metrics of all."""
+    combined = {}
+    for dataset, rows, scoring in parts:
+        metrics, counts = scoring.result()
+        if not metrics:
+            continue
+        _log.info("%s at iteration %d:\n%s", dataset.name, iteration, format_metrics(metrics))
+        if writer is not None:
+            show(writer, iteration, dataset, rows, metrics, counts)
+        combined |= {f"{dataset.name}/{key}": value for key, value in metrics.items()} if combined else metrics
+    return combined
+
+
 def show(
-    writer: MetricsWriter, iteration: int, dataset: CocoDataset, rows: list[dict], threshold: float | None
+    writer: MetricsWriter, iteration: int, dataset: CocoDataset, rows: list[dict], metrics: dict, counts: Counts
 ) -> None:
     """Add to TensorBoard pictures, ground truth beside detections, and precision-recall curves: of all classes
     together, and of each where they are few."""
-    page = picture_page(dataset, rows, threshold)
+    page = picture_page(dataset, rows, metrics["threshold"])
     writer.image(iteration, f"detections/{dataset.name}", np.ascontiguousarray(page[..., ::-1]))
-    truth = ground_truth(dataset.annotations_file)
-    together, *classes = counts_by_threshold(truth, as_arrays(rows, truth))
+    together, *classes = counts
     writer.precision_recall(iteration, f"{dataset.name}/all classes", together)
-    for name, counts in zip(unique_names(truth), classes if len(classes) <= _CURVES else [], strict=False):
-        writer.precision_recall(iteration, f"{dataset.name}/{name}", counts)
+    for name, found in zip(metrics["per_class"], classes if len(classes) <= _CURVES else [], strict=False):
+        writer.precision_recall(iteration, f"{dataset.name}/{name}", found)
+
+
+def rows_of_page(dataset: CocoDataset, rows: list[dict]) -> list[dict]:
+    """Return those of `rows` that `picture_page` shows."""
+    shown = {int(image_id) for image_id in dataset.image_ids[:_PAGE_IMAGES]}
+    return [row for row in rows if row["image_id"] in shown]
 
 
 def picture_page(dataset: CocoDataset, results: list[dict], threshold: float | None) -> np.ndarray:

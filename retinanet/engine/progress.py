@@ -47,6 +47,7 @@ class Progress:
         self._skips_overflow, self._advise = skips_overflow, advise
         self._starting, self._slow_lines = True, 0
         self._pending: list[tuple[int, float, list[int], dict[str, Tensor]]] = []
+        self._held: list[tuple[int, dict]] | None = None
         self._bar = tqdm(total=max_iter, initial=iteration, unit="it", disable=not distributed.is_main(), mininterval=2)
         self.restart_clock()
 
@@ -121,7 +122,10 @@ class Progress:
         self.restart_clock()
         if self.writer is None:
             return
-        self.writer.write(iteration, line)
+        if self._held is None:
+            self.writer.write(iteration, line)
+        else:
+            self._held.append((iteration, line))
         self._bar.set_postfix_str(f"loss {means['loss']:.3f}")
         _log.info(
             "iteration %d  loss %.4f %s  lr %.3g  grad norm %.3g  %.1f images/s  data wait %.0f %%",
@@ -170,6 +174,16 @@ class Progress:
         """Write the single numbers of an evaluation as a line of their own; nested tables stay in metrics.json."""
         if self.writer is not None:
             self.writer.write(iteration, {k: v for k, v in metrics.items() if isinstance(v, (int, float))})
+
+    def hold(self) -> None:
+        """Keep the lines of steps from now on in memory until `release`: an earlier evaluation's line is to come."""
+        self._held = []
+
+    def release(self) -> None:
+        """Write the lines that were kept, and later ones at once."""
+        held, self._held = self._held or [], None
+        for iteration, line in held if self.writer is not None else ():
+            self.writer.write(iteration, line)
 
     def close(self) -> None:
         self._bar.close()

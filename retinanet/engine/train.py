@@ -6,6 +6,7 @@ are assigned first, so that one normalizer serves the whole step and micro-batch
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from retinanet.engine.evaluate import autocast
 from retinanet.engine.failure import StepGuard
 from retinanet.engine.optim import Schedule, check_momentum, set_lr
 from retinanet.engine.out_of_memory import explained_evaluation, explained_step
+from retinanet.engine.pending import Pending
 from retinanet.engine.process_state import (
     averaged_statistics,
     gather_processes,
@@ -27,6 +29,7 @@ from retinanet.engine.process_state import (
     without_repeats,
 )
 from retinanet.engine.progress import Progress
+from retinanet.engine.scoring import PendingEvaluation
 from retinanet.layers.norm import set_loss_scale
 from retinanet.modeling.loss import RetinaNetLoss
 from retinanet.modeling.retinanet import RetinaNet
@@ -193,7 +196,7 @@ def train(
     device: torch.device,
     progress: Progress,
     checkpointer: Checkpointer,
-    evaluate: Callable[[RetinaNet, int], dict | None],
+    evaluate: Callable[[RetinaNet, int], dict | PendingEvaluation | None],
     describe: dict,
     stop: Callable[[], bool] = lambda: False,
     step: Callable[[Trainer, list], dict[str, Tensor]] = train_step,
@@ -201,50 +204,57 @@ def train(
     """Run from `trainer.iteration` to `schedule.max_iter`; return False when `stop()` ended it early, after saving.
 
     loader: yields this process's micro-batches, starting with the one that follows `trainer.iteration`.
-    evaluate: gets the model and the iteration, returns metrics, or None where it was stopped; `best.pth` follows their
-        `trainer.score`.
+    evaluate: gets the model and the iteration, returns metrics, what waits for them while training goes on, or None
+        where it was stopped; `best.pth` follows their `trainer.score`.
     step: what one iteration does, as `train_step`.
     describe: "config", "classes" and "provenance", stored in every checkpoint.
     Raises `NonFiniteError` (`failure.py`), where the step that it names has not changed the weights, and `OutOfMemory`.
     """
     trainer.model.train()
-    while True:
-        if trainer.evaluation_due:  # also the one that an interrupted run left to this one
-            finished = _evaluate(trainer, evaluate, checkpointer, progress, describe)
-            last = trainer.iteration >= schedule.max_iter
-            if last or not finished or _due(periods.checkpoint, trainer.iteration):
-                _save(trainer, checkpointer, progress, describe)
-            if not finished:
-                return False
-        if trainer.iteration >= schedule.max_iter:
-            return True
-        lr = schedule.lr(trainer.iteration)
-        with progress.waiting_for_data():
-            batches = [next(loader) for _ in range(accumulate)]
-        set_lr(trainer.optimizer, lr)
-        with explained_step(batches, trainer.iteration + 1, trainer.amp, device):
-            batches = [batch.to(device) for batch in batches]
-            values = step(trainer, batches) if trainer.step is None else trainer.step(batches)
-        trainer.iteration += 1
+    record = partial(_record, trainer, checkpointer, progress, describe)
+    with Pending(progress, record) as pending:
+        while True:
+            if trainer.evaluation_due:  # also the one that an interrupted run left to this one
+                finished = _evaluate(trainer, evaluate, progress, record, pending)
+                last = trainer.iteration >= schedule.max_iter
+                if last:
+                    pending.settle()
+                # while scores are to come, the checkpoint before the evaluation stands: a resume evaluates again
+                if not pending and (last or not finished or _due(periods.checkpoint, trainer.iteration)):
+                    _save(trainer, checkpointer, progress, describe)
+                if not finished:
+                    return False
+            if trainer.iteration >= schedule.max_iter:
+                return True
+            lr = schedule.lr(trainer.iteration)
+            with progress.waiting_for_data():
+                batches = [next(loader) for _ in range(accumulate)]
+            set_lr(trainer.optimizer, lr)
+            with explained_step(batches, trainer.iteration + 1, trainer.amp, device):
+                batches = [batch.to(device) for batch in batches]
+                values = step(trainer, batches) if trainer.step is None else trainer.step(batches)
+            trainer.iteration += 1
 
-        iteration, last = trainer.iteration, trainer.iteration == schedule.max_iter
-        progress.add(iteration, lr, batches, values)
-        trainer.evaluation_due = last or _due(periods.evaluate, iteration)
-        stopping = distributed.any_process(stop(), iteration, device)
-        if last or _due(periods.log, iteration):
-            progress.write_line(iteration, lr)
-        if last or stopping or _due(periods.checkpoint, iteration):  # before the evaluation, which may take long
-            _save(trainer, checkpointer, progress, describe)
-        if stopping:
-            return False
+            iteration, last = trainer.iteration, trainer.iteration == schedule.max_iter
+            progress.add(iteration, lr, batches, values)
+            trainer.evaluation_due = last or _due(periods.evaluate, iteration)
+            stopping = distributed.any_process(stop(), iteration, device)
+            saving = last or stopping or _due(periods.checkpoint, iteration)
+            pending.settle(wait=saving or trainer.evaluation_due)
+            if last or _due(periods.log, iteration):
+                progress.write_line(iteration, lr)
+            if saving:  # before the evaluation, which may take long
+                _save(trainer, checkpointer, progress, describe)
+            if stopping:
+                return False
 
 
 def _due(period: int, iteration: int) -> bool:
     return period > 0 and iteration % period == 0
 
 
-def _evaluate(trainer: Trainer, evaluate, checkpointer: Checkpointer, progress: Progress, describe: dict) -> bool:
-    """Evaluate, record the metrics, and keep the weights as `best.pth` when their score is the highest.
+def _evaluate(trainer: Trainer, evaluate, progress: Progress, record, pending: Pending) -> bool:
+    """Evaluate, and record the metrics or leave that to `pending`.
 
     Return False when the evaluation was stopped; it is still due then.
     """
@@ -252,18 +262,29 @@ def _evaluate(trainer: Trainer, evaluate, checkpointer: Checkpointer, progress: 
     with averaged_statistics(trainer.models()):
         model = trainer.evaluated_model()
         with explained_evaluation(next(model.parameters()).device):
-            metrics = evaluate(model, trainer.iteration)
-        if distributed.is_main() and metrics:
-            progress.write_metrics(trainer.iteration, metrics)
-            score = metrics.get(trainer.score) or 0.0
-            if score > trainer.best.get(trainer.score, -1.0):
-                trainer.best = {trainer.score: score, "iteration": trainer.iteration}
-                state = {"model": model.state_dict(), "iteration": trainer.iteration, "metrics": metrics}
-                checkpointer.save_best({**state, **describe})
+            found = evaluate(model, trainer.iteration)
+        if isinstance(found, PendingEvaluation):
+            weights = {name: value.to("cpu", copy=True) for name, value in model.state_dict().items()}
+            pending.start(trainer.iteration, found, weights)
+        elif found is not None:
+            record(trainer.iteration, found, model.state_dict())
     trainer.model.train()
     progress.restart_clock()
-    trainer.evaluation_due = metrics is None
-    return metrics is not None
+    trainer.evaluation_due = found is None
+    return found is not None
+
+
+def _record(
+    trainer: Trainer, checkpointer: Checkpointer, progress: Progress, describe: dict, iteration: int, metrics, weights
+) -> None:
+    """Write the metrics, and keep the weights as `best.pth` when their score is the highest."""
+    if not (distributed.is_main() and metrics):
+        return
+    progress.write_metrics(iteration, metrics)
+    score = metrics.get(trainer.score) or 0.0
+    if score > trainer.best.get(trainer.score, -1.0):
+        trainer.best = {trainer.score: score, "iteration": iteration}
+        checkpointer.save_best({"model": weights, "iteration": iteration, "metrics": metrics, **describe})
 
 
 def _save(trainer: Trainer, checkpointer: Checkpointer, progress: Progress, describe: dict) -> None:

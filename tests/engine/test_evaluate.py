@@ -166,7 +166,8 @@ def test_evaluation_of_two_sets_reports_the_first_and_prefixes_the_second(tmp_pa
     monkeypatch.setattr(evaluation, "build_test_loader", lambda cfg, dataset, rank, world_size: [batch(1, 3)])
     first, second = Pictures(tmp_path), Pictures(tmp_path)
     second.name = "more"
-    cfg = SimpleNamespace(TEST=SimpleNamespace(EVALUATOR="pycocotools", AMP="auto"), SOLVER=SimpleNamespace(AMP="fp16"))
+    test = SimpleNamespace(EVALUATOR="pycocotools", AMP="auto", OVERLAP_SCORING=True)
+    cfg = SimpleNamespace(TEST=test, SOLVER=SimpleNamespace(AMP="fp16"))
     pages, curves = [], []
     writer = SimpleNamespace(
         image=lambda iteration, name, picture: pages.append((iteration, name, picture)),
