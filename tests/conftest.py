@@ -1,11 +1,14 @@
 """What every test may use: the folder with the reference data that is too large to track, and nothing else."""
 
+import gc
 import os
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+# imports make half a million objects that stay; a collection for every 700 new ones walks through them again and again
+gc.set_threshold(100_000, 20, 20)
 
 
 def shared_path(relative: str) -> Path:
