@@ -4,12 +4,12 @@ It fails when extending starts to need a third place. The README's example is tr
 """
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from model_cases import small_cfg
+from tiny_backbone import Thin
 from torch import Tensor, nn
 
 from retinanet.config import check_config
@@ -46,25 +46,10 @@ class MeanNorm(nn.Module):
         return torch.ones_like(self.bias), self.bias - self.running_mean, None
 
 
-class Plain(nn.Module):
-    """A chain of strided convs."""
-
-    def __init__(self, conv: Callable[..., nn.Module], stride_in_1x1: bool, freeze_at: int):
-        super().__init__()
-        self.out_channels = {"c3": 16, "c4": 24, "c5": 32}
-        self.stem = nn.Sequential(conv(3, 8, 3, stride=2), nn.ReLU(), conv(8, 16, 3, stride=2), nn.ReLU())
-        self.conv3, self.conv4, self.conv5 = (conv(i, o, 3, stride=2) for i, o in ((16, 16), (16, 24), (24, 32)))
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        c3 = self.conv3(self.stem(images)).relu()
-        c4 = self.conv4(c3).relu()
-        return {"c3": c3, "c4": c4, "c5": self.conv5(c4).relu()}
-
-
 @pytest.fixture
 def tables(monkeypatch):
     monkeypatch.setitem(norm_package.NORMS, "MeanNorm", MeanNorm)
-    monkeypatch.setitem(backbone_package.BACKBONES, "Plain", Plain)
+    monkeypatch.setitem(backbone_package.BACKBONES, "Plain", Thin)
 
 
 def train(cfg, steps: int = 2) -> list[float]:

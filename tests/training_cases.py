@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import run_cases
 import torch
 from run_cases import ROOT
-from torch import Tensor, nn
+from tiny_backbone import Thin
 
 TOOLS = str(ROOT / "tools")
 SMALLER = [
@@ -30,21 +30,6 @@ SMALLER = [
 CLOCK = ("images_per_s", "data_wait")  # what depends on the time in a line of metrics.jsonl
 FOR_A_RESUME = ("model", "iteration", "optimizer", "loss", "scaler", "ema", "random", "processes", "evaluation_due",
                 "best", "log_window", "log_lines")  # fmt: skip
-
-
-class Thin(nn.Module):
-    """A chain of strided convs with norms."""
-
-    def __init__(self, conv, stride_in_1x1: bool, freeze_at: int):
-        super().__init__()
-        self.out_channels = {"c3": 16, "c4": 24, "c5": 32}
-        self.stem = nn.Sequential(conv(3, 8, 3, stride=2), nn.ReLU(), conv(8, 16, 3, stride=2), nn.ReLU())
-        self.conv3, self.conv4, self.conv5 = (conv(i, o, 3, stride=2) for i, o in ((16, 16), (16, 24), (24, 32)))
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        c3 = self.conv3(self.stem(images)).relu()
-        c4 = self.conv4(c3).relu()
-        return {"c3": c3, "c4": c4, "c5": self.conv5(c4).relu()}
 
 
 def weights(folder: Path, iteration: int) -> dict:

@@ -6,67 +6,24 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
+from run_cases import ROOT, arguments, command, run_tool, write_data
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
-import _cli  # noqa: E402
-import train_net  # noqa: E402
-
-from retinanet.data.synthetic import write_dataset  # noqa: E402
-
-ROOT = Path(__file__).resolve().parents[2]
-TINY = [
-    *("MODEL.FPN.CHANNELS", "16", "MODEL.HEAD.NUM_CONVS", "1", "MODEL.NORM_OPTIONS.GN.GROUPS", "4"),
-    *("INPUT.MIN_SIZE_TRAIN", "64", "INPUT.MIN_SIZE_TEST", "64", "SOLVER.IMS_PER_BATCH", "4"),
-    *("SOLVER.REFERENCE_BATCH", "0", "SOLVER.WARMUP_ITERS", "2", "SOLVER.LOG_PERIOD", "3", "TEST.EVAL_PERIOD", "0"),
-]
+from retinanet.data.synthetic import write_dataset
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     """A catalog with a synthetic training set of 12 and an evaluation set of 6 images."""
-    folder = tmp_path_factory.mktemp("data")
-    for split, count in (("train", 12), ("val", 6)):
-        write_dataset(folder, split, count, size=(64, 80))
-    (folder / "catalog.yaml").write_text(
-        "synthetic_train: {images: train, annotations: annotations/train.json}\n"
-        "synthetic_val: {images: val, annotations: annotations/val.json}\n"
-    )
-    return folder
-
-
-def arguments(data: Path, output: Path, *extra: str) -> list[str]:
-    return [
-        *("--config", "configs/quickstart.yaml", *TINY),
-        *("DATASETS.CATALOG", str(data / "catalog.yaml"), "OUTPUT_DIR", str(output), *extra),
-    ]
-
-
-def command(data: Path, output: Path, *extra: str) -> list[str]:
-    return [sys.executable, str(ROOT / "tools/train_net.py"), *arguments(data, output, *extra)]
-
-
-class Ended(NamedTuple):
-    status: int
-    stderr: str
+    return write_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture
 def run(capfd):
     """`run(data, output, *KEY VALUE)`: the tool in this process, from its command line to its exit status."""
-
-    def run_tool(*given) -> Ended:
-        status = 0
-        try:
-            _cli.run(lambda: train_net.main(arguments(*given)))
-        except SystemExit as end:
-            status = end.code
-        return Ended(status, capfd.readouterr().err)
-
-    return run_tool
+    return lambda *given: run_tool("train_net", arguments(*given), capfd)
 
 
 def weights(folder: Path, iteration: int) -> dict:
@@ -249,10 +206,10 @@ def test_the_coco_configuration_trains_evaluates_and_resumes_on_coco_images(tmp_
         *("INPUT.MIN_SIZE_TRAIN", "96", "INPUT.MAX_SIZE_TRAIN", "160", "INPUT.MIN_SIZE_TEST", "64"),
         *("INPUT.MAX_SIZE_TEST", "96", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.REFERENCE_BATCH", "0"),
     ]
-    train_net.main([*options, "SOLVER.MAX_ITER", "2"])
-    train_net.main([*options, "SOLVER.MAX_ITER", "3", "--resume"])
+    assert run_tool("train_net", [*options, "SOLVER.MAX_ITER", "2"], capfd).status == 0
+    resumed = run_tool("train_net", [*options, "SOLVER.MAX_ITER", "3", "--resume"], capfd)
     assert weights(tmp_path / "run", 3)["iteration"] == 3
     assert len(weights(tmp_path / "run", 3)["classes"]) == 80
     metrics = json.loads((tmp_path / "run/inference/coco_2017_val/metrics.json").read_text())
     assert metrics["AP"] is not None
-    assert "resumed from" in capfd.readouterr().out
+    assert "resumed from" in resumed.stdout
