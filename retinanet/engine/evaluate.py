@@ -64,7 +64,7 @@ def detect(model: RetinaNet | Exported, batch: Batch, postprocess: Postprocess, 
     views, found = [batch, *batch.views], []
     with torch.no_grad():
         for view in views:
-            if not isinstance(model, RetinaNet):
+            if not hasattr(model, "normalize"):
                 found.append(model(view))
                 continue
             with autocast(view.images.device, amp):
