@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim import SGD
 from torchvision.models.detection import RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
@@ -37,18 +38,18 @@ BACKBONES = {
     "X101_32x8d": ("resnext101_32x8d", 2048),
     "X101_64x4d": ("resnext101_64x4d", 2048),
 }
-_CHANNELS, _HEAD_CONVS, _ANCHORS = 256, 4, 9  # fixed in torchvision
+_CHANNELS, _HEAD_CONVS = 256, 4  # fixed in torchvision
+_STRIDES = (8, 16, 32, 64, 128)
 
 
 def build_peer(cfg, job: Job) -> nn.Module:
     """Return torchvision's model for `job`; `UserError` for a configuration that torchvision cannot build."""
     model, backbone = cfg.MODEL, cfg.MODEL.BACKBONE
-    anchors = model.ANCHORS.SCALES_PER_OCTAVE * len(model.ANCHORS.ASPECT_RATIOS)
-    if (model.FPN.CHANNELS, model.HEAD.NUM_CONVS, anchors) != (_CHANNELS, _HEAD_CONVS, _ANCHORS):
+    if (model.FPN.CHANNELS, model.HEAD.NUM_CONVS) != (_CHANNELS, _HEAD_CONVS):
         raise UserError(
-            f"torchvision's RetinaNet has {_CHANNELS} channels in the FPN, {_HEAD_CONVS} convs "
-            f"in a tower and {_ANCHORS} anchors; the configuration has {model.FPN.CHANNELS}, {model.HEAD.NUM_CONVS} "
-            f"and {anchors}; leave it out of --norms, or use a configuration of configs/torchvision"
+            f"torchvision's RetinaNet has {_CHANNELS} channels in the FPN and {_HEAD_CONVS} convs "
+            f"in a tower; the configuration has {model.FPN.CHANNELS} and {model.HEAD.NUM_CONVS}; "
+            "leave it out of --norms, or use a configuration of configs/torchvision"
         )
     name, c5 = pick(BACKBONES, backbone.NAME, f"MODEL.BACKBONE.NAME, for {job.variant}")
     body = resnet_fpn_backbone(
@@ -62,6 +63,7 @@ def build_peer(cfg, job: Job) -> nn.Module:
     made = RetinaNet(
         body,
         model.NUM_CLASSES,
+        anchor_generator=_anchors(model.ANCHORS),
         min_size=min(job.size),
         max_size=max(job.size),
         score_thresh=cfg.TEST.SCORE_THRESH,
@@ -73,6 +75,13 @@ def build_peer(cfg, job: Job) -> nn.Module:
     if cfg.SOLVER.COMPILE:
         made.backbone, made.head = torch.compile(made.backbone), torch.compile(made.head)
     return made
+
+
+def _anchors(anchors) -> AnchorGenerator:
+    """Return torchvision's anchors of the configured sizes, in whole pixels as there."""
+    octave = [2 ** (step / anchors.SCALES_PER_OCTAVE) for step in range(anchors.SCALES_PER_OCTAVE)]
+    sizes = tuple(tuple(int(anchors.SCALE * stride * part) for part in octave) for stride in _STRIDES)
+    return AnchorGenerator(sizes, (tuple(anchors.ASPECT_RATIOS),) * len(_STRIDES))
 
 
 def build_peer_format(cfg, device: torch.device) -> torch.memory_format:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from benchmark_cases import CPU, PEER, TINY, job_of
 from torch import nn
+from torchvision.models.detection.retinanet import _default_anchorgen
 
 from retinanet.engine import benchmark_peer, benchmark_tasks
 from retinanet.engine.benchmark_peer import build_peer, build_peer_detection, build_peer_train
@@ -18,6 +19,7 @@ from retinanet.engine.benchmark_tasks import (
     set_scores,
 )
 from retinanet.errors import UserError
+from retinanet.modeling.anchors import AnchorGenerator
 
 
 def test_batches_are_the_same_every_time_and_hold_boxes_inside_the_image():
@@ -95,9 +97,20 @@ def test_peer_has_as_many_trained_weights_as_our_model():
     assert counts[0] == counts[1] > 0
 
 
+@pytest.mark.parametrize("scale", [4.0, 2.0])
+def test_peer_has_the_anchors_of_the_configuration(scale):
+    cfg, job = job_of(PEER, variant="torchvision")
+    cfg.defrost()
+    cfg.MODEL.ANCHORS.SCALE = scale
+    found = build_peer(cfg, job).anchor_generator
+    ours = AnchorGenerator(scale, 3, [0.5, 1.0, 2.0], "torchvision")
+    assert [sorted(cell.tolist()) for cell in found.cell_anchors] == [sorted(cell.tolist()) for cell in ours.cells]
+    assert (found.sizes == _default_anchorgen().sizes) == (scale == 4.0)
+
+
 def test_peer_that_torchvision_cannot_build_is_refused():
     cfg, job = job_of(TINY, variant="torchvision")
-    with pytest.raises(UserError, match="the configuration has 32, 1 and 9; leave it out"):
+    with pytest.raises(UserError, match="the configuration has 32 and 1; leave it out"):
         build_peer(cfg, job)
 
 
