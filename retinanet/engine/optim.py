@@ -121,11 +121,16 @@ def build_schedule(cfg) -> Schedule:
     )
 
 
-def check_momentum(optimizer: SGD) -> None:
-    """Raise `ValueError` when a loaded state has the momentum of some parameters alone, or of another shape.
+def check_loaded(optimizer: SGD) -> None:
+    """Raise `ValueError` when a loaded state has a group without a rate, or the momentum of some parameters alone.
 
-    PyTorch checks neither. No momentum at all is that of a run without (`SOLVER.MOMENTUM` 0).
+    PyTorch checks neither, nor the shapes. No momentum at all is that of a run without (`SOLVER.MOMENTUM` 0).
     """
+    for group in optimizer.param_groups:
+        rate = group.get("lr")
+        scalar = isinstance(rate, torch.Tensor) and rate.shape == () and rate.is_floating_point()  # of `graphs.py`
+        if not scalar and (isinstance(rate, bool) or not isinstance(rate, int | float)):
+            raise ValueError("the learning rate of a group of parameters is missing or no number")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     found = [optimizer.state.get(parameter, {}).get("momentum_buffer") for parameter in parameters]
     if all(one is None for one in found):

@@ -167,3 +167,30 @@ def test_other_contents_are_refused_by_a_resume_or_give_a_run_that_trains(place,
     else:
         assert trainer.iteration == state["iteration"]
         count("checkpoint, contents, resume", "right")
+
+
+RATES = [None, "x", True, [0.1], torch.zeros(3), torch.zeros((), dtype=torch.int64)]
+
+
+@pytest.mark.parametrize("rate", ["gone", *RATES], ids=str)
+def test_an_optimizer_without_a_learning_rate_is_refused_by_a_resume(place, trained, rate):
+    """What PyTorch loads without a word, to fail in the first step."""
+    state = copy.deepcopy(trained[2])
+    group = state["optimizer"]["param_groups"][0]
+    group["lr"] = rate
+    if isinstance(rate, str) and rate == "gone":
+        del group["lr"]
+    torch.save(state, place / "checkpoint_0000001.pth")
+    with pytest.raises(UserError, match=r"checkpoint_0000001.pth: .*learning rate of a group"):
+        resume(fresh(trained), Checkpointer(place), trained[0])
+
+
+def test_a_learning_rate_in_a_tensor_is_resumed(place, trained):
+    """A run that replays CUDA graphs keeps it so."""
+    state = copy.deepcopy(trained[2])
+    for group in state["optimizer"]["param_groups"]:
+        group["lr"] = torch.tensor(group["lr"])
+    torch.save(state, place / "checkpoint_0000001.pth")
+    trainer = fresh(trained)
+    resume(trainer, Checkpointer(place), trained[0])
+    assert trainer.iteration == 1
