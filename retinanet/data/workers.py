@@ -6,6 +6,7 @@ it when a worker has died, and when it has to wait for data.
 
 import atexit
 import contextlib
+import multiprocessing
 import multiprocessing.util
 import os
 import re
@@ -242,8 +243,12 @@ def _start_worker(worker: int) -> None:
     """One thread a worker (more fight over the cores); signals are for the training process, which ends the workers.
 
     A terminal and a cluster send them to the whole group, and the step in progress still needs its data. SIGTERM counts
-    once the training process has said that it is closing.
+    once the training process has said that it is closing. A worker whose training process was killed before this point
+    ends here: torch looks for another parent than the first one it saw, and would see none.
     """
+    parent, forked_by_it = multiprocessing.parent_process(), multiprocessing.get_start_method() != "forkserver"
+    if not parent.is_alive() or (forked_by_it and os.getppid() != parent.pid):  # a brother keeps its sentinel open
+        os._exit(1)
     closing = get_worker_info().dataset.board.closing
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if closing.item() else None)

@@ -188,22 +188,48 @@ def test_workers_ignore_a_signal_to_the_whole_group_while_they_are_needed(datase
     iterator.close()
 
 
-def test_a_program_that_ends_in_the_middle_of_a_loader_ends_and_leaves_no_file(dataset, tmp_path):
-    code = (
-        "import sys\n"
+def program(dataset, folder, code: str) -> subprocess.CompletedProcess:
+    """Run `code` in a program of its own that has a `loader` with two workers; `folder` is its temporary folder."""
+    start = (
+        "import os, signal, sys, time\n"
         "from loader_cases import config\n"
+        "from retinanet.data import workers\n"
         "from retinanet.data.coco import CocoDataset\n"
         "from retinanet.data.loader import build_train_loader\n"
         "loader = build_train_loader(config(DATALOADER__NUM_WORKERS=2), CocoDataset(sys.argv[1], sys.argv[2]))\n"
-        "for _ in range(2):\n"
-        "    kept = iter(loader)\n"
-        "    next(kept)\n"
-        "sys.modules['kept'] = kept\n"
     )
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    ignored = "ignore:This DataLoader will create"  # torch on a machine with fewer cores
-    command = [sys.executable, "-W", ignored, "-c", code, str(dataset.file(0).parent), str(dataset.annotations_file)]
-    environment = {**os.environ, "PYTHONPATH": paths, "TMPDIR": str(tmp_path)}
-    ended = subprocess.run(command, env=environment, timeout=60, capture_output=True, text=True)
+    options = ["-W", "ignore:This DataLoader will create", "-c", start + code]  # torch, where there are fewer cores
+    command = [sys.executable, *options, str(dataset.file(0).parent), str(dataset.annotations_file)]
+    environment = {**os.environ, "PYTHONPATH": paths, "TMPDIR": str(folder)}
+    return subprocess.run(command, env=environment, timeout=120, capture_output=True, text=True)
+
+
+def test_workers_whose_program_is_killed_before_they_have_started_end(dataset, tmp_path):
+    code = (
+        "start = workers._start_worker\n"
+        "def late(worker):\n"
+        "    open(os.path.join(os.environ['TMPDIR'], f'worker{os.getpid()}'), 'w').close()\n"
+        "    while os.getppid() == parent:\n"
+        "        time.sleep(0.01)\n"
+        "    start(worker)\n"
+        "parent = os.getpid()\n"
+        "loader.worker_init_fn = late\n"
+        "signal.signal(signal.SIGALRM, lambda *_: os.kill(parent, signal.SIGKILL))\n"
+        "signal.setitimer(signal.ITIMER_REAL, 1, 0.1)\n"
+        "next(iter(loader))\n"
+    )
+    assert program(dataset, tmp_path, code).returncode == -signal.SIGKILL
+    workers = [int(name.removeprefix("worker")) for name in os.listdir(tmp_path) if name.startswith("worker")]
+    deadline = time.monotonic() + 20
+    while workers and time.monotonic() < deadline:
+        time.sleep(0.05)
+        workers = [pid for pid in workers if os.path.exists(f"/proc/{pid}")]
+    assert not workers
+
+
+def test_a_program_that_ends_in_the_middle_of_a_loader_ends_and_leaves_no_file(dataset, tmp_path):
+    code = "for _ in range(2):\n    kept = iter(loader)\n    next(kept)\nsys.modules['kept'] = kept\n"
+    ended = program(dataset, tmp_path, code)
     assert ended.returncode == 0 and ended.stderr == "", ended.stderr
     assert os.listdir(tmp_path) == []
