@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -113,7 +114,9 @@ def test_ctrl_c_leaves_a_video_that_plays_and_whole_results(tmp_path, checkpoint
             writer.write(np.full((48, 64, 3), number % 256, np.uint8))
     tool = [sys.executable, str(ROOT / "tools/predict.py"), "--weights", str(checkpoint), "long.mp4", "--score", "0"]
     command = [*tool, "--output", "out", "TEST.IMS_PER_BATCH", "1"]
-    running = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
+    running = subprocess.Popen(command, cwd=tmp_path, preexec_fn=heard, **pipes)
     video, deadline = tmp_path / "out/long.mp4", time.monotonic() + 100
     while not (video.exists() and video.stat().st_size > 0) and time.monotonic() < deadline:
         time.sleep(0.05)
