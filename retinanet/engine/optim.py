@@ -121,10 +121,14 @@ def build_schedule(cfg) -> Schedule:
     )
 
 
-def check_loaded(optimizer: SGD) -> None:
-    """Raise `ValueError` when a loaded state has a group without a rate, or the momentum of some parameters alone.
+def settle_loaded(optimizer: SGD) -> None:
+    """Lay the momentum of a loaded state out in memory as its parameters are.
 
-    PyTorch checks neither, nor the shapes. No momentum at all is that of a run without (`SOLVER.MOMENTUM` 0).
+    A checkpoint may come from a run in another memory format (`SOLVER.CHANNELS_LAST`), and fused SGD takes equal layouts
+    for granted: it would give the momentum of one weight to another.
+
+    Raises `ValueError` when the state has a group without a rate, or the momentum of some parameters alone. PyTorch
+    checks neither, nor the shapes. No momentum at all is that of a run without (`SOLVER.MOMENTUM` 0).
     """
     for group in optimizer.param_groups:
         rate = group.get("lr")
@@ -138,3 +142,4 @@ def check_loaded(optimizer: SGD) -> None:
     for parameter, one in zip(parameters, found, strict=True):
         if not isinstance(one, torch.Tensor) or one.shape != parameter.shape or one.dtype != parameter.dtype:
             raise ValueError(f"the momentum of a parameter of shape {tuple(parameter.shape)} is missing or another's")
+        optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(one)

@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from retinanet.engine.checkpoint import Checkpointer
 from retinanet.engine.evaluate import autocast
 from retinanet.engine.failure import StepGuard
-from retinanet.engine.optim import Schedule, check_loaded, set_lr
+from retinanet.engine.optim import Schedule, set_lr, settle_loaded
 from retinanet.engine.out_of_memory import explained_evaluation, explained_step
 from retinanet.engine.pending import Pending
 from retinanet.engine.process_state import (
@@ -95,7 +95,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         for group, own in zip(self.optimizer.param_groups, options, strict=True):
             group.update(own)  # weight decay and momentum are the configuration's, which may have changed
-        check_loaded(self.optimizer)
+        settle_loaded(self.optimizer)
         self.loss.load_state_dict(state["loss"])
         if self.scaler and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])

@@ -73,6 +73,19 @@ def test_a_resumed_run_keeps_its_momentum_and_follows_the_configuration_in_the_r
     torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(("before", "after"), [("False", "True"), ("True", "False")])
+def test_a_run_resumes_in_another_memory_format(before, after):
+    def new(channels_last):
+        return new_trainer(*GN, "SOLVER.CHANNELS_LAST", repr(channels_last))
+
+    first, resumed = new(before), new(after)
+    train_step(first, [new_batch(2)])
+    resumed.load_state(copy.deepcopy(first.state()))
+    for trainer in (first, resumed):  # of which momentum makes up one half
+        train_step(trainer, [new_batch(2, seed=1)])
+    torch.testing.assert_close(state(resumed), state(first), rtol=1e-4, atol=1e-5)
+
+
 def test_empty_images_train():
     trainer = new_trainer(*GN)
     values = train_step(trainer, [new_batch(2, boxes=0)])
