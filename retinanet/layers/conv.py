@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from retinanet.errors import UserError
 from retinanet.ops.conv import conv2d
+from retinanet.ops.packed import ConstantWeight
 
-Prepared = tuple[Tensor, Tensor | None, nn.Module | None]  # weight, bias, remaining norm
+Prepared = tuple[Tensor | ConstantWeight, Tensor | None, nn.Module | None]  # weight, bias, remaining norm
 
 
 class Conv2d(nn.Module):
@@ -67,7 +68,7 @@ class Conv2d(nn.Module):
         Everything is computed in the dtype of the weight and cast once to the dtype of autocast.
 
         A frozen conv, in evaluation mode and without gradient, keeps the result until one of its tensors is written to
-        (not through `.data`, which hides that); one without a norm has nothing to keep but the cast.
+        (not through `.data`, which hides that); on a CPU its weight is a `ConstantWeight`.
         """
         if not self._is_frozen():
             return self._prepare()
@@ -75,24 +76,23 @@ class Conv2d(nn.Module):
         versions = ((tensor.data_ptr(), tensor._version) for tensor in tensors)
         key = [_autocast_dtype(self.weight.device.type), self.zero_inputs, *versions]
         if self._frozen is None or self._frozen[0] != key:
-            prepared = self._prepare()
-            if self.weight.is_cuda and torch.cuda.is_current_stream_capturing():
-                return prepared  # its memory belongs to the graph
-            self._frozen = key, prepared
+            weight, bias, rest = self._prepare()
+            if weight.is_cuda and torch.cuda.is_current_stream_capturing():
+                return weight, bias, rest  # its memory belongs to the graph
+            self._frozen = key, (ConstantWeight(weight) if weight.device.type == "cpu" else weight, bias, rest)
         return self._frozen[1]
 
     def _is_frozen(self) -> bool:
         weight = self.weight
         return (
             not self.training
-            and (self.norm is not None or _autocast_dtype(weight.device.type) is not None)
             and not any(parameter.requires_grad for parameter in self.parameters())
             and type(weight) is nn.Parameter
             and not weight.is_inference()
             and not torch.compiler.is_compiling()
         )
 
-    def _prepare(self) -> Prepared:
+    def _prepare(self) -> tuple[Tensor, Tensor | None, nn.Module | None]:
         weight, bias, rest = self.effective_weight(), self.bias, self.norm
         if rest is not None and (rest.folds_in_training or not rest.training):
             scale, shift, rest = rest.folded()

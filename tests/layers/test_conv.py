@@ -242,22 +242,22 @@ def test_frozen_conv_folds_once_and_again_when_its_tensors_change():
     expected = conv.norm(F.conv2d(x, conv.weight, padding=1))
     torch.testing.assert_close(conv(x), expected, rtol=1e-5, atol=1e-5)
     with torch.autocast("cpu", torch.bfloat16):
-        assert conv.prepare()[0].dtype == torch.bfloat16
+        assert conv.prepare()[0].plain.dtype == torch.bfloat16
     conv.load_state_dict({name: value + 0.5 for name, value in conv.state_dict().items()})
     torch.testing.assert_close(conv(x), conv.norm(F.conv2d(x, conv.weight, padding=1)), rtol=1e-5, atol=1e-5)
     conv.double()
-    assert conv.prepare()[0].dtype == torch.float64
+    assert conv.prepare()[0].plain.dtype == torch.float64
 
 
 def test_frozen_conv_without_a_norm_is_cast_once_and_again_when_it_changes():
     conv = Conv2d(4, 8, 3).eval().requires_grad_(False)
-    assert conv.prepare()[0] is conv.weight
+    assert conv.prepare()[0].plain is conv.weight
     with torch.autocast("cpu", torch.bfloat16):
         first = conv.prepare()[0]
-        assert first.dtype == torch.bfloat16 and conv.prepare()[0] is first
+        assert first.plain.dtype == torch.bfloat16 and conv.prepare()[0] is first
         conv.weight.mul_(2)
-        assert torch.equal(conv.prepare()[0], 2 * first)
-    assert kept_by_frozen(conv)[0][1][0].dtype == torch.bfloat16
+        assert torch.equal(conv.prepare()[0].plain, 2 * first.plain)
+    assert kept_by_frozen(conv)[0][1][0].plain.dtype == torch.bfloat16
 
 
 def test_conv_that_trains_is_folded_anew_every_time():

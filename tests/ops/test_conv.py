@@ -63,6 +63,28 @@ def test_onednn_takes_what_needs_no_gradient_in_channels_last(monkeypatch):
     assert seen == ["onednn"] * 2
 
 
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 2, 1), (3, 1, 1), (1, 2, 0), (1, 1, 0), (3, 1, 0)])
+def test_a_large_weight_on_a_small_map_multiplies_matrices(monkeypatch, kernel, stride, padding, with_bias):
+    torch.manual_seed(0)
+    seen, product = [], conv_module._product
+    monkeypatch.setattr(conv_module, "_product", lambda *args: seen.append(0) or product(*args))
+    x = torch.randn(2, 512, 4, 5, dtype=torch.float64).to(memory_format=NHWC).requires_grad_()
+    weight = torch.randn(512, 512, kernel, kernel, dtype=torch.float64).requires_grad_()
+    bias = torch.randn(512, dtype=torch.float64).requires_grad_() if with_bias else None
+    leaves = [leaf for leaf in (x, weight, bias) if leaf is not None]
+    y, exact = conv2d(x, weight, bias, stride, padding), F.conv2d(x, weight, bias, stride, padding)
+    assert len(seen) == 1 and y.is_contiguous(memory_format=NHWC)
+    grad = torch.randn_like(exact)
+    torch.testing.assert_close(y, exact, rtol=1e-10, atol=1e-10)
+    found, expected = (torch.autograd.grad(result, leaves, grad) for result in (y, exact))
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    conv2d(x.contiguous(), weight, bias, stride, padding)
+    conv2d(x[:, :256], weight[:, :256], bias, stride, padding)  # channels of more than it has: not in one piece
+    conv2d(x.repeat(30, 1, 1, 1), weight, bias, stride, padding)
+    assert len(seen) == 1
+
+
 def test_bfloat16_weights_take_a_float32_bias():
     """Autocast gives these."""
     x, weight, bias = inputs(32, 16, 3, 1)
