@@ -124,8 +124,8 @@ def build_schedule(cfg) -> Schedule:
 def settle_loaded(optimizer: SGD) -> None:
     """Lay the momentum of a loaded state out in memory as its parameters are.
 
-    A checkpoint may come from a run in another memory format (`SOLVER.CHANNELS_LAST`), and fused SGD takes equal layouts
-    for granted: it would give the momentum of one weight to another.
+    A checkpoint may come from a run in another memory format (`SOLVER.CHANNELS_LAST`), and fused SGD takes equal
+    layouts for granted: it would give the momentum of one weight to another.
 
     Raises `ValueError` when the state has a group without a rate, or the momentum of some parameters alone. PyTorch
     checks neither, nor the shapes. No momentum at all is that of a run without (`SOLVER.MOMENTUM` 0).

@@ -48,7 +48,7 @@ def has_bf16() -> bool:
 
 
 def prefers_channels_last() -> bool:
-    """Return whether NHWC is the faster memory format for detection in float32 on this CPU.
+    """Return whether NHWC is the faster memory format on this CPU, for training and detection.
 
     It is with AVX-512, and not with AVX2 (`docs/performance.md`).
     """

@@ -54,10 +54,10 @@ def test_the_peer_has_its_users_memory_format_on_a_cpu(asked, device, expected):
     assert build_peer_format(small_cfg("SOLVER.CHANNELS_LAST", repr(asked), "SOLVER.AMP", "bf16"), device) == expected
 
 
-def test_a_cpu_detects_in_nhwc_where_that_is_faster_and_trains_contiguous(monkeypatch):
+def test_a_cpu_has_nhwc_where_that_is_faster(monkeypatch):
     monkeypatch.setattr(machine, "prefers_channels_last", lambda: True)  # as on AVX-512
-    assert build_memory_format(small_cfg(), CPU) == NCHW
-    assert build_memory_format(small_cfg(), CPU, training=False) == NHWC
+    assert build_memory_format(small_cfg(), CPU) == NHWC
+    assert build_memory_format(small_cfg("SOLVER.CHANNELS_LAST", "'False'"), CPU) == NCHW
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,11 @@ def test_gn_equals_caffe2(shared, prefix, channels):
 @pytest.mark.parametrize("groups", [1, 8, 32, 64])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("offset", [0, 100])
-def test_gn_equals_float64_group_norm_even_far_from_zero(groups, layout, offset):
+@pytest.mark.parametrize("counts_as_large", [False, True])
+def test_gn_equals_float64_group_norm_even_far_from_zero(monkeypatch, groups, layout, offset, counts_as_large):
     """E[x^2] - mean^2 alone would be 1 % off at 100 deviations, which torch's channels_last kernel is."""
+    if counts_as_large:
+        monkeypatch.setattr(group_norm_file, "_LARGE_IMAGE", 1)
     norm = make_norm("GN", CHANNELS, groups=groups)
     norm.load_state_dict(new_norm("GN").state_dict())
     x = new_input(layout, (2, CHANNELS, 33, 21)) + offset
@@ -69,7 +72,10 @@ def test_gn_math_for_cuda_equals_float64_group_norm(layout, dtype, tolerance):
         assert (result.double() - exact).abs().max() <= tolerance * exact.abs().max()
 
 
-def test_gn_gradient_is_that_of_the_formula():
+@pytest.mark.parametrize("counts_as_large", [False, True])
+def test_gn_gradient_is_that_of_the_formula(monkeypatch, counts_as_large):
+    if counts_as_large:
+        monkeypatch.setattr(group_norm_file, "_LARGE_IMAGE", 1)
     x = new_input("channels_last", (2, 8, 3, 2), torch.float64).requires_grad_()
     weight, bias = (torch.randn(8, dtype=torch.float64, requires_grad=True) for _ in range(2))
     assert torch.autograd.gradcheck(lambda *args: group_norm_file.group_norm(*args, 4, 1e-5), (x, weight, bias))
