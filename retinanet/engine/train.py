@@ -162,8 +162,10 @@ def apply_gradients(trainer: Trainer, loss: Tensor, loss_scale: Tensor | None) -
     if scaler:
         scaler.unscale_(optimizer)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    limit = trainer.clip_grad_norm or float("inf")
-    grad_norm = nn.utils.clip_grad_norm_(parameters, limit, foreach=True)
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    grad_norm = nn.utils.get_total_norm(grads, foreach=True)
+    if trainer.clip_grad_norm:
+        nn.utils.clip_grads_with_norm_(parameters, trainer.clip_grad_norm, grad_norm, foreach=True)
     trainer.guard.note(loss, grad_norm, loss_scale)
     if scaler:
         scaler.step(optimizer)
