@@ -41,9 +41,7 @@ class RetinaNet(nn.Module):
 
     def forward(self, images: Tensor) -> HeadOutputs:
         """Return the outputs for normalized images (N, 3, H, W), the same in training and in evaluation."""
-        features = self.backbone(images)
-        pyramid = self.fpn(features)
-        logits, deltas = self.head(pyramid)
+        logits, deltas = self.head(self.fpn(self.backbone(images)))  # no name keeps a map longer than it is needed
         height, width = images.shape[-2:]
         return HeadOutputs(logits=logits, deltas=deltas, anchors=self.anchors((height, width), images.device))
 

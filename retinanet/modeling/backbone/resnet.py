@@ -53,11 +53,14 @@ class ResNet(nn.Module):
         self.train()
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        x = self.conv1(images, relu=True)
-        c2 = self.res2(F.max_pool2d(x, 3, stride=2, padding=1) if self.pools else x)
+        c2 = self.res2(self._stem(images))
         c3 = self.res3(c2)
         c4 = self.res4(c3)
         return {"c2": c2, "c3": c3, "c4": c4, "c5": self.res5(c4)}
+
+    def _stem(self, images: Tensor) -> Tensor:
+        x = self.conv1(images, relu=True)
+        return F.max_pool2d(x, 3, stride=2, padding=1) if self.pools else x
 
     @property
     def in_channels(self) -> int:
