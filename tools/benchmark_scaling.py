@@ -83,6 +83,7 @@ def draw(rows: list[dict], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     figure, plots = plt.subplots(2, len(AXES), figsize=(14, 6), layout="constrained", sharey="row")
     for column, (axis, (_, title)) in enumerate(AXES.items()):
@@ -100,8 +101,13 @@ def draw(rows: list[dict], path: Path) -> None:
         for plot in plots[:, column]:
             plot.set_xscale("log")
             plot.set_yscale("log")
+            plot.set_xticks(values, map(str, values))
+            plot.set_xticks([], minor=True)
+            plot.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+            for labels in (plot.yaxis.set_major_formatter, plot.yaxis.set_minor_formatter):
+                labels("{x:.0f}")
             plot.grid(alpha=0.3, which="both")
-            plot.legend(fontsize="small")
+            plot.legend(fontsize="small", loc="upper left")
     plots[0][0].set_ylim(bottom=min(row["time_ms"] for row in rows) / 2)
     plots[0][0].set_ylabel("ms of a step")
     plots[1][0].set_ylabel("MiB")
