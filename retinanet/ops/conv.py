@@ -65,13 +65,14 @@ def _one_onednn_call(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, groups: int
 ) -> bool:
     tensors = [tensor for tensor in (x, weight, bias, residual) if tensor is not None]
+    # With groups PyTorch adds by itself, and not in bfloat16; torch 2.11 cannot add to a single position.
     return (
         x.device.type == "cpu"
         and torch.backends.mkldnn.is_available()
         and x.dtype in (torch.float32, torch.bfloat16)
         and weight.dtype == x.dtype
         and x.numel() > 0
-        and (residual is None or groups == 1)  # with groups PyTorch adds by itself, and not in bfloat16
+        and (residual is None or (groups == 1 and residual.shape[2:].numel() > 1))
         and x.is_contiguous(memory_format=torch.channels_last)
         and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
     )

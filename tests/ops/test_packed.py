@@ -12,7 +12,7 @@ from retinanet.ops.conv import conv2d
 from retinanet.ops.packed import ConstantWeight
 
 NHWC = torch.channels_last
-SIZES = [(40, 40), (10, 10), (5, 7), (3, 3), (1, 1), (10, 10)]
+SIZES = [(40, 40), (10, 10), (5, 7), (3, 3), (2, 2), (1, 4), (1, 2), (1, 1), (10, 10)]
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
 
 
