@@ -11,7 +11,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD
 
 from retinanet.config.recipe import batch_recipe
@@ -85,7 +85,7 @@ def set_lr(optimizer: SGD, lr: float) -> None:
     """Set the rate of every group to `lr` times the group's `lr_factor`."""
     for group in optimizer.param_groups:
         rate = lr * group["lr_factor"]
-        if isinstance(group["lr"], torch.Tensor):  # a CUDA graph reads it (`graphs.py`)
+        if isinstance(group["lr"], Tensor):  # a CUDA graph reads it (`graphs.py`)
             group["lr"].fill_(rate)
         else:
             group["lr"] = rate
@@ -121,6 +121,19 @@ def build_schedule(cfg) -> Schedule:
     )
 
 
+def clip_gradients(optimizer: SGD, limit: float) -> Tensor:
+    """Scale all gradients so that their total norm is at most `limit`, 0: not at all; return the norm before, 0-d.
+
+    Does not wait for the device. Without a limit the gradients are read, but not written.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = nn.utils.get_total_norm(grads, foreach=True)
+    if limit:
+        nn.utils.clip_grads_with_norm_(parameters, limit, norm, foreach=True)
+    return norm
+
+
 def settle_loaded(optimizer: SGD) -> None:
     """Lay the momentum of a loaded state out in memory as its parameters are.
 
@@ -132,7 +145,7 @@ def settle_loaded(optimizer: SGD) -> None:
     """
     for group in optimizer.param_groups:
         rate = group.get("lr")
-        scalar = isinstance(rate, torch.Tensor) and rate.shape == () and rate.is_floating_point()  # of `graphs.py`
+        scalar = isinstance(rate, Tensor) and rate.shape == () and rate.is_floating_point()  # of `graphs.py`
         if not scalar and (isinstance(rate, bool) or not isinstance(rate, int | float)):
             raise ValueError("the learning rate of a group of parameters is missing or no number")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -140,6 +153,6 @@ def settle_loaded(optimizer: SGD) -> None:
     if all(one is None for one in found):
         return
     for parameter, one in zip(parameters, found, strict=True):
-        if not isinstance(one, torch.Tensor) or one.shape != parameter.shape or one.dtype != parameter.dtype:
+        if not isinstance(one, Tensor) or one.shape != parameter.shape or one.dtype != parameter.dtype:
             raise ValueError(f"the momentum of a parameter of shape {tuple(parameter.shape)} is missing or another's")
         optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(one)

@@ -21,7 +21,7 @@ from retinanet.engine.benchmark_peer import build_peer, build_peer_format
 from retinanet.engine.benchmark_tasks import Job
 from retinanet.engine.checkpoint import write_atomically
 from retinanet.engine.evaluate import autocast, build_amp, score, to_coco
-from retinanet.engine.optim import Schedule, build_schedule, parameter_groups, set_lr
+from retinanet.engine.optim import Schedule, build_schedule, clip_gradients, parameter_groups, set_lr
 from retinanet.engine.run import build_datasets, resolve_num_classes
 from retinanet.structures import PAD_LABEL, Batch, Detections
 
@@ -81,13 +81,12 @@ def train_peer(
     losses: Iterator[Tensor], optimizer: SGD, schedule: Schedule, clip_grad_norm: float, log_period: int
 ) -> Iterator[dict]:
     """Step after every loss; yield {"iteration", "lr", "loss", "iterations_per_s"} every `log_period` iterations."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     start, since = time.perf_counter(), 0
     for iteration in range(schedule.max_iter):
         set_lr(optimizer, schedule.lr(iteration))
         optimizer.zero_grad(set_to_none=True)
         loss, done = next(losses), iteration + 1
-        nn.utils.clip_grad_norm_(parameters, clip_grad_norm or float("inf"))
+        clip_gradients(optimizer, clip_grad_norm)
         optimizer.step()
         if done % log_period == 0 or done == schedule.max_iter:
             speed = (done - since) / (time.perf_counter() - start)

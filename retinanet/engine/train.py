@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from retinanet.engine.checkpoint import Checkpointer
 from retinanet.engine.evaluate import autocast
 from retinanet.engine.failure import StepGuard
-from retinanet.engine.optim import Schedule, set_lr, settle_loaded
+from retinanet.engine.optim import Schedule, clip_gradients, set_lr, settle_loaded
 from retinanet.engine.out_of_memory import explained_evaluation, explained_step
 from retinanet.engine.pending import Pending
 from retinanet.engine.process_state import (
@@ -161,11 +161,7 @@ def apply_gradients(trainer: Trainer, loss: Tensor, loss_scale: Tensor | None) -
     optimizer, scaler = trainer.optimizer, trainer.scaler
     if scaler:
         scaler.unscale_(optimizer)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    grad_norm = nn.utils.get_total_norm(grads, foreach=True)
-    if trainer.clip_grad_norm:
-        nn.utils.clip_grads_with_norm_(parameters, trainer.clip_grad_norm, grad_norm, foreach=True)
+    grad_norm = clip_gradients(optimizer, trainer.clip_grad_norm)
     trainer.guard.note(loss, grad_norm, loss_scale)
     if scaler:
         scaler.step(optimizer)
