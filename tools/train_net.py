@@ -15,7 +15,8 @@ from retinanet.config.load import dump_config
 from retinanet.config.recipe import batch_recipe
 from retinanet.data.loader import build_train_loader
 from retinanet.data.reread import files_of, read_step
-from retinanet.data.workers import explained, usable_cores, waiting_advice
+from retinanet.data.waiting import usable_cores, waiting_advice
+from retinanet.data.workers import explained
 from retinanet.engine.checkpoint import Checkpointer
 from retinanet.engine.evaluate import build_evaluation
 from retinanet.engine.failure import FailedStep, kept_failures

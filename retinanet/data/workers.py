@@ -6,6 +6,7 @@ it when a worker has died, and when it has to wait for data.
 
 import atexit
 import contextlib
+import copy
 import multiprocessing
 import multiprocessing.util
 import os
@@ -18,7 +19,6 @@ from pathlib import Path
 
 import cv2
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from retinanet.errors import RunError, UserError
@@ -31,15 +31,28 @@ _DEATH = re.compile(
 _SIGNALS = {"Killed": "SIGKILL", "Segmentation fault": "SIGSEGV", "Bus error": "SIGBUS", "Aborted": "SIGABRT"}
 
 
+class _Flag:
+    """A `multiprocessing.Event` without a lock, which a process that is ended at a bad moment would keep for ever."""
+
+    def __init__(self):
+        self._value = torch.zeros(1, dtype=torch.int64).share_memory_()
+
+    def set(self) -> None:
+        self._value.fill_(1)
+
+    def is_set(self) -> bool:
+        return bool(self._value.item())
+
+
 class Board:
     """What each worker is doing, in shared memory: the row that it reads, and the seconds that it has worked.
 
     seconds: (W, 3) float64: the clock, on a core, waiting for a core. What is left of the clock was spent on waiting
-    for the disk or the network. closing: (1,) 1 once the workers of the newest iterator are no longer wanted.
+    for the disk or the network. closing: set once the workers of the newest iterator are no longer wanted.
     """
 
     def __init__(self, workers: int):
-        self.closing = torch.zeros(1, dtype=torch.int64)
+        self.closing = _Flag()
         self.reading = torch.full((workers,), -1, dtype=torch.int64).share_memory_()
         self.seconds = torch.zeros(workers, 3, dtype=torch.float64).share_memory_()
 
@@ -94,7 +107,7 @@ class BatchLoader(DataLoader):
     torch may raise the death of a worker anywhere in this process, not only here: see `explained`.
     """
 
-    _pids: dict[int, int] = {}  # noqa: RUF012  process id -> number of the worker; replaced, never changed
+    _workers: tuple[multiprocessing.Process, ...] = ()  # of the newest iterator
 
     def __init__(self, batches: Batches, order, workers: int, pin_memory: bool = False):
         batches.board = Board(max(1, workers))
@@ -111,15 +124,14 @@ class BatchLoader(DataLoader):
 
     def __iter__(self) -> Iterator[Batch]:
         iterator, closing = self._start()
-        workers = getattr(iterator, "_workers", ())
-        self._pids = {process.pid: number for number, process in enumerate(workers)}
+        workers = self._workers = tuple(getattr(iterator, "_workers", ()))
         try:
             while True:
                 try:
                     item = next(iterator)
                 except StopIteration:
                     return
-                except RuntimeError as error:
+                except (RuntimeError, EOFError, OSError) as error:
                     raise self.death(error) or error from None
                 if isinstance(item, UserError):
                     raise item
@@ -127,11 +139,11 @@ class BatchLoader(DataLoader):
         finally:
             # Not left to torch: when the garbage collector finds an iterator, its queues are closed already, so that
             # torch waits 5 s for each worker in vain and then sends them a signal that ours ignore.
-            closing.fill_(1)
+            closing.set()
             for process in workers:
                 process.terminate()
 
-    def _start(self) -> tuple[Iterator[Batch | UserError], Tensor]:
+    def _start(self) -> tuple[Iterator[Batch | UserError], _Flag]:
         """Start the workers while OpenCV has no threads here: a forked worker would wait for them forever.
 
         Return their iterator, and their own `closing` of the board.
@@ -140,8 +152,13 @@ class BatchLoader(DataLoader):
             # Workers send tensors through a socket in a temporary folder. They inherit that of this process, which it
             # removes at its end; each would make its own, and leave it, as they are ended by a signal.
             multiprocessing.util.get_temp_dir()
-        closing = self.dataset.board.closing = torch.zeros(1, dtype=torch.int64).share_memory_()
+        closing = self.dataset.board.closing = _Flag()
         _closings[id(closing)] = closing
+        if self.num_workers:
+            # torch's workers ask an event after each item whether to go on. Ended or killed just then, a worker would
+            # leave it locked, and the training process, which sets it at the end, would wait for ever.
+            self.multiprocessing_context = copy.copy(multiprocessing.get_context())
+            self.multiprocessing_context.Event = lambda: closing
         threads = cv2.getNumThreads()
         cv2.setNumThreads(1)
         try:
@@ -149,21 +166,33 @@ class BatchLoader(DataLoader):
         finally:
             cv2.setNumThreads(threads)
 
-    def death(self, error: RuntimeError) -> RunError | None:
+    def death(self, error: Exception) -> RunError | None:
         """Return what torch's `error` about a worker that died means to a user; None when it is about something else.
 
         The worker may be that of another loader; then the image that it was reading is not known.
         """
-        found = _DEATH.search(str(error))
+        found = _DEATH.search(str(error) if isinstance(error, RuntimeError) else self._broken_connection())
         if found is None:
             return None
+        pids = [int(pid) for pid in found[1].split(",")]
+        dead = {number: process for number, process in enumerate(self._workers) if process.pid in pids}
         name = _SIGNALS.get((found[2] or "").strip(), (found[2] or "").strip())
+        for process in dead.values():  # torch tells the signal only when it was told of the death by one
+            name = name or _signal_name(process.exitcode)
         how = f"was ended by {name}" if name else "ended without a word"
-        numbers = [self._pids[pid] for pid in map(int, found[1].split(",")) if pid in self._pids]
-        rows = [int(self.dataset.board.reading[number]) for number in numbers]
+        rows = [int(self.dataset.board.reading[number]) for number in dead]
         files = ", ".join(str(self.dataset.file(row)) for row in rows if row >= 0)
         last = f" The last image that it began to read is {files}." if files else ""
         return RunError(f"a process that loads images (pid {found[1]}) {how}.{last} {_remedy(name)}")
+
+
+    def _broken_connection(self) -> str:
+        """Return torch's words about workers that have died, or "": a connection breaks shortly before that shows."""
+        dead, deadline = [], time.monotonic() + 1
+        while not dead and time.monotonic() < deadline:
+            time.sleep(0.01)
+            dead = [str(process.pid) for process in self._workers if process.exitcode]
+        return f"DataLoader worker (pid(s) {', '.join(dead)}) exited unexpectedly" if dead else ""
 
 
 @contextlib.contextmanager
@@ -181,7 +210,11 @@ _closings = weakref.WeakValueDictionary()  # flags of the iterators that may sti
 @atexit.register  # runs before Python's own hook, which ends workers by SIGTERM and waits for them
 def _close_all() -> None:
     for closing in list(_closings.values()):
-        closing.fill_(1)
+        closing.set()
+
+
+def _signal_name(exitcode: int | None) -> str:
+    return signal.Signals(-exitcode).name if exitcode and -exitcode in set(signal.Signals) else ""
 
 
 def _remedy(name: str) -> str:
@@ -251,42 +284,8 @@ def _start_worker(worker: int) -> None:
         os._exit(1)
     closing = get_worker_info().dataset.board.closing
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if closing.item() else None)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if closing.is_set() else None)
+    if closing.is_set():  # the signal may have come before it had a handler here
+        os._exit(0)
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-
-
-def waiting_advice(loader: BatchLoader, waited: float, cores: int) -> str:
-    """Return what to do when training waits for data for the share `waited` of its time.
-
-    cores: that this process and its workers may use. With w workers that are waited for, w / (1 - waited) would keep
-    up; the training process itself needs a core as well.
-    """
-    shares = loader.dataset.board.shares()
-    workers, most = loader.num_workers, max(1, cores - 1)
-    wanted = -(-workers // max(1 - waited, 0.01)) if workers else -(-waited // max(1 - waited, 0.01))
-    wanted = int(min(max(wanted, workers + 1), most))
-    waits = f"training waits for data {100 * waited:.0f} % of the time: "
-    spent = (
-        f"loading is {100 * shares['cpu']:.0f} % decoding and resizing, {100 * shares['disk']:.0f} % waiting for the "
-        f"disk, {100 * shares['queue']:.0f} % waiting for a core"
-    )
-    if wanted > workers:
-        return f"{waits}raise DATALOADER.NUM_WORKERS from {workers} to {wanted} ({spent})"
-    if shares["disk"] > max(shares["cpu"], shares["queue"]):
-        return f"{waits}{spent}; {workers} workers are enough for {cores} cores: copy the images to a faster disk"
-    if shares["queue"] > shares["cpu"]:
-        return f"{waits}{spent}; other processes take the {cores} cores: stop them, or lower OMP_NUM_THREADS"
-    smaller = "store the images no larger than INPUT.MAX_SIZE_TRAIN, with width, height and boxes in the json to match"
-    return f"{waits}{spent}; {workers} workers already take the {cores} cores of this process: {smaller}"
-
-
-def usable_cores(processes_here: int = 1) -> int:
-    """Return the cores that one of `processes_here` training processes of this machine may use, at least 1."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, -(-int(quota) // int(period)))
-    except (OSError, ValueError):  # no limit, or no control groups
-        pass
-    return max(1, cores // processes_here)

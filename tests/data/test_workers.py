@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from loader_cases import config, take, write_nine_images
 from retinanet.data.coco import CocoDataset
 from retinanet.data.loader import build_test_loader, build_train_loader
 from retinanet.data.reread import files_of, read_step
-from retinanet.data.workers import Batches, BatchLoader, explained, usable_cores, waiting_advice
+from retinanet.data.waiting import usable_cores, waiting_advice
+from retinanet.data.workers import Batches, BatchLoader, explained
 from retinanet.errors import RunError
 from retinanet.utils.memory import OutOfMemory
 
@@ -51,13 +53,31 @@ DEATHS = [  # what torch says, in its words
 @pytest.mark.parametrize(("error", "how", "remedy"), DEATHS)
 def test_a_dead_worker_is_explained_with_the_image_it_read(dataset, error, how, remedy):
     loader = build_train_loader(config(DATALOADER__NUM_WORKERS=2), dataset)
-    loader._pids = {76: 0, 77: 1}
+    loader._workers = [SimpleNamespace(pid=pid, exitcode=None) for pid in (76, 77)]
     loader.dataset.board.reading[:] = torch.tensor([5, 3])
     with pytest.raises(RunError) as caught, explained(loader):
         raise RuntimeError(error)
     for part in (how, remedy, f"The last image that it began to read is {dataset.file(3)}."):
         assert part in str(caught.value)
     assert caught.value.status == 1
+
+
+@pytest.mark.parametrize(("status", "how"), [(-9, "was ended by SIGKILL"), (1, "ended without"), (-99, "without a")])
+def test_the_signal_that_torch_does_not_tell_is_that_of_the_process(dataset, status, how):
+    loader = build_train_loader(config(DATALOADER__NUM_WORKERS=1), dataset)
+    loader._workers = [SimpleNamespace(pid=77, exitcode=status)]
+    said = RuntimeError("DataLoader worker (pid(s) 77) exited unexpectedly")
+    for error in (said, EOFError(), ConnectionResetError()):
+        assert how in str(loader.death(error))
+
+
+def test_a_broken_connection_to_workers_that_live_stays_what_it_is(dataset):
+    def broken(_):
+        raise ConnectionResetError("a test")
+
+    for workers in (0, 1):
+        with pytest.raises(ConnectionResetError, match="a test"):
+            next(iter(BatchLoader(Made(broken), range(3), workers)))
 
 
 def test_a_worker_of_another_loader_is_explained_without_an_image(dataset):
@@ -226,6 +246,20 @@ def test_workers_whose_program_is_killed_before_they_have_started_end(dataset, t
         time.sleep(0.05)
         workers = [pid for pid in workers if os.path.exists(f"/proc/{pid}")]
     assert not workers
+
+
+def test_workers_that_are_ended_at_any_moment_leave_no_lock_behind(dataset, tmp_path):
+    code = (  # an event of multiprocessing would be locked most of the time
+        "from multiprocessing.synchronize import Condition\n"
+        "leave = Condition.__exit__\n"
+        "def late(*given):\n"
+        "    time.sleep(0.05)\n"
+        "    return leave(*given)\n"
+        "Condition.__exit__ = late\n"
+        "for _ in range(4):\n"
+        "    next(iter(loader))\n"
+    )
+    assert program(dataset, tmp_path, code).returncode == 0
 
 
 def test_a_program_that_ends_in_the_middle_of_a_loader_ends_and_leaves_no_file(dataset, tmp_path):
