@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from retinanet.ops import winograd
 from retinanet.ops.packed import ConstantWeight
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -46,6 +47,10 @@ def conv2d(
     constant, weight = (weight, weight.plain) if isinstance(weight, ConstantWeight) else (None, weight)
     eager = type(x) is Tensor and not torch.compiler.is_compiling()
     followed = relu or residual is not None
+    if eager and winograd.suits(x, constant or weight, stride, padding, dilation, groups):
+        y = winograd.conv2d(x, constant or weight, bias)
+        y = y if residual is None else y.add_(residual)
+        return F.relu_(y) if relu else y
     if eager and (followed or constant) and _one_onednn_call(x, weight, bias, residual, groups):
         weight = constant.packed_for(tuple(x.shape), *geometry) if constant else weight
         return _onednn(x, weight, bias, *geometry, residual, relu)

@@ -6,6 +6,7 @@ same to the bit.
 """
 
 import ctypes
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -21,8 +22,11 @@ class ConstantWeight:
     once whether it wants the same.
     """
 
-    def __init__(self, plain: Tensor):
+    def __init__(self, plain: Tensor, derive: Callable[[Tensor], Tensor] | None = None):
+        """derive: gives the weight to be packed, where that is not `plain` itself."""
         self.plain = plain
+        self._derive = derive or _itself
+        self._derived: dict[Callable, ConstantWeight] = {}
         self._packed: Tensor | None = None
         self._suits: dict[tuple[int, ...], bool] = {}
 
@@ -36,20 +40,30 @@ class ConstantWeight:
         suits = self._suits.get(size)
         if suits is None:
             packed = torch.ops.mkldnn._reorder_convolution_weight(
-                self.plain, padding, stride, dilation, groups, list(size)
+                self._derive(self.plain), padding, stride, dilation, groups, list(size)
             )
             if self._packed is None:
                 self._packed = packed
             if len(self._suits) >= _MOST_SIZES:
                 self._suits.clear()
             suits = self._suits[size] = packed is self._packed or _bytes(packed) == _bytes(self._packed)
-        return self._packed if suits else self.plain
+        return self._packed if suits else self._derive(self.plain)
+
+    def derived(self, derive: Callable[[Tensor], Tensor]) -> "ConstantWeight":
+        """Return the weight that `derive` makes of this one, packed; only the blocks of it are kept."""
+        if derive not in self._derived:
+            self._derived[derive] = ConstantWeight(self.plain, derive)
+        return self._derived[derive]
 
     def __getstate__(self) -> dict:
-        return {"plain": self.plain}  # a copy packs for itself: what is packed cannot be copied
+        return {"plain": self.plain, "derive": self._derive}  # a copy packs for itself: what is packed cannot be copied
 
     def __setstate__(self, state: dict) -> None:
         self.__init__(**state)
+
+
+def _itself(weight: Tensor) -> Tensor:
+    return weight
 
 
 def _bytes(packed: Tensor) -> bytes:
