@@ -25,6 +25,7 @@ _GEOMETRY = ([1, 1], [1, 0], [1, 1], _POINTS)  # stride, padding, dilation and g
 # those of one image, so that its results do not depend on the images beside it.
 _MIN_CHANNELS, _MIN_IMAGE = 128, 1000
 _MIN_CHANNELS_TRAINED, _MIN_BATCH_TRAINED = 256, 2048
+_MAX_CHANNELS = 1024  # the products of more, as for logits of many classes, would take too much memory
 _MAX_WASTE = 0.15  # of a row that ends within a tile
 
 
@@ -47,6 +48,7 @@ def suits(
         and x.device.type == "cpu"
         and x.dtype == plain.dtype == torch.float32
         and plain.shape[2:] == (3, 3)
+        and max(in_channels, len(plain)) <= _MAX_CHANNELS
         and stride == padding == dilation == groups == 1
         and -width % _TILE <= _MAX_WASTE * width
         and x.is_contiguous(memory_format=torch.channels_last)

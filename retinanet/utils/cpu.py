@@ -50,6 +50,6 @@ def has_bf16() -> bool:
 def prefers_channels_last() -> bool:
     """Return whether NHWC is the faster memory format on this CPU, for training and detection.
 
-    It is with AVX-512, and not with AVX2 (`docs/performance.md`).
+    It is with AVX2 and AVX-512 (`docs/performance.md`); other CPUs were not measured.
     """
-    return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return torch.backends.cpu.get_cpu_capability().startswith(("AVX2", "AVX512"))

@@ -27,7 +27,7 @@ NHWC, NCHW = torch.channels_last, torch.contiguous_format
     ],
 )
 def test_memory_format_follows_key_and_device(monkeypatch, asked, amp, device, expected):
-    monkeypatch.setattr(machine, "prefers_channels_last", lambda: False)  # as on AVX2
+    monkeypatch.setattr(machine, "prefers_channels_last", lambda: False)  # as without AVX2
     cfg = small_cfg("SOLVER.CHANNELS_LAST", repr(asked), "SOLVER.AMP", amp)
     assert build_memory_format(cfg, device) == expected
 
@@ -55,7 +55,7 @@ def test_the_peer_has_its_users_memory_format_on_a_cpu(asked, device, expected):
 
 
 def test_a_cpu_has_nhwc_where_that_is_faster(monkeypatch):
-    monkeypatch.setattr(machine, "prefers_channels_last", lambda: True)  # as on AVX-512
+    monkeypatch.setattr(machine, "prefers_channels_last", lambda: True)  # as with AVX2
     assert build_memory_format(small_cfg(), CPU) == NHWC
     assert build_memory_format(small_cfg("SOLVER.CHANNELS_LAST", "'False'"), CPU) == NCHW
 

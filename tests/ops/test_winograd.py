@@ -125,12 +125,13 @@ def test_training_takes_it_for_large_maps_only(taken):
         conv2d(large(512, images=1, size=(48, 48)), weight, bias, padding=1, groups=2),
         conv2d(large(dtype=torch.bfloat16), weight.bfloat16(), bias.bfloat16(), padding=1),
         conv2d(x, weight[..., :1, :1], bias),
+        conv2d(x, weight.repeat(5, 1, 1, 1), None, padding=1),  # 1280 outputs
     ]
     with torch.autocast("cpu", torch.bfloat16):
         left_alone.append(conv2d(x, weight, bias, padding=1))
     with torch.no_grad():
         left_alone.append(conv2d(x, weight, bias, padding=1))  # not packed
-    assert taken == [x.shape] and len(left_alone) == 11
+    assert taken == [x.shape] and len(left_alone) == 12
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")

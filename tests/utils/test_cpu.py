@@ -62,7 +62,7 @@ def test_bf16_needs_the_hardware_and_the_permission_to_use_it(monkeypatch, capab
     assert has_bf16() == expected
 
 
-def test_channels_last_is_for_avx512(monkeypatch):
-    for capability, expected in (("AVX512", True), ("AVX2", False), ("DEFAULT", False)):
+def test_channels_last_is_for_avx2_and_avx512(monkeypatch):
+    for capability, expected in (("AVX512", True), ("AVX2", True), ("DEFAULT", False)):
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda value=capability: value)
         assert prefers_channels_last() == expected
