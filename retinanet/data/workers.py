@@ -189,7 +189,7 @@ class BatchLoader(DataLoader):
     def _broken_connection(self) -> str:
         """Return torch's words about workers that have died, or "": a connection breaks shortly before that shows."""
         dead, deadline = [], time.monotonic() + 1
-        while not dead and time.monotonic() < deadline:
+        while self._workers and not dead and time.monotonic() < deadline:
             time.sleep(0.01)
             dead = [str(process.pid) for process in self._workers if process.exitcode]
         return f"DataLoader worker (pid(s) {', '.join(dead)}) exited unexpectedly" if dead else ""
