@@ -74,16 +74,25 @@ def _unpack(weight: Tensor | ConstantWeight) -> tuple[Tensor, bool]:
 
 
 def _forward(x: Tensor, weight: Tensor | ConstantWeight, bias: Tensor | None) -> Tensor:
-    terms, bias = _spread(x), None if bias is None else _split_bias(bias)
-    if isinstance(weight, ConstantWeight):
-        split = weight.derived(_split_weight).packed_for(tuple(terms.shape), *_GEOMETRY)
-        stride, padding, dilation, groups = _GEOMETRY
-        products = torch.ops.mkldnn._convolution_pointwise(
-            terms, split, bias, padding, stride, dilation, groups, "none", [], ""
-        )
+    plain, packed = _unpack(weight)
+    num_images, _, height, width = x.shape
+    shape = num_images, len(plain), height, width + -width % _TILE
+    result = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+    bias = None if bias is None else _split_bias(bias)
+    if packed:  # one image after the other is as fast, and needs the memory of one
+        split = weight.derived(_split_weight)
+        for image, part in zip(x.split(1), result.split(1), strict=True):
+            _gather(_packed_products(_spread(image), split, bias), part)
     else:
-        products = F.conv2d(terms, _split_weight(weight), bias, *_GEOMETRY)
-    return _gather(products, x.shape[3])
+        _gather(F.conv2d(_spread(x), _split_weight(plain), bias, *_GEOMETRY), result)
+    return _cut(result, width)
+
+
+def _packed_products(terms: Tensor, split: ConstantWeight, bias: Tensor | None) -> Tensor:
+    stride, padding, dilation, groups = _GEOMETRY
+    weight = split.packed_for(tuple(terms.shape), *_GEOMETRY)
+    call = torch.ops.mkldnn._convolution_pointwise
+    return call(terms, weight, bias, padding, stride, dilation, groups, "none", [], "")
 
 
 class _Differentiable(torch.autograd.Function):
@@ -181,7 +190,9 @@ def _spread(x: Tensor) -> Tensor:
 def _spread_backward(grad: Tensor, width: int) -> Tensor:
     """Return the gradient of x (N, C, H, width), given that of B x; writes to `grad`."""
     zero, infinite, near_odd, far_odd, near, far = _even_and_odd(grad)
-    result, (x1, x2, x3, x4) = _new_tiles(zero)  # x0 and x5 belong to the tiles beside
+    num_images, height, tiles, channels = zero.shape
+    result = grad.new_empty(num_images, height, _TILE * tiles, channels).permute(0, 3, 1, 2)
+    x1, x2, x3, x4 = _columns(result)  # x0 and x5 belong to the tiles beside
     torch.add(near, far, alpha=_NEAR2 / _FAR2, out=x2).mul_(-_FAR2).sub_(zero, alpha=_NEAR2 + _FAR2)
     torch.add(near, far, out=x4).add_(zero)
     x4[:, :, :-1].add_(zero[:, :, 1:], alpha=_NEAR2 * _FAR2)
@@ -191,15 +202,14 @@ def _spread_backward(grad: Tensor, width: int) -> Tensor:
     return _cut(result, width)
 
 
-def _gather(products: Tensor, width: int) -> Tensor:
-    """Return A m of `products` m (N, 6 * C, H, T): (N, C, H, width) in channels_last; writes to `products`."""
+def _gather(products: Tensor, result: Tensor) -> None:
+    """Write A m of `products` m (N, 6 * C, H, T) to `result` (N, C, H, 4 * T) in channels_last; writes to m as well."""
     zero, infinite, near_odd, far_odd, near, far = _even_and_odd(products)
-    result, (y0, y1, y2, y3) = _new_tiles(zero)
+    y0, y1, y2, y3 = _columns(result)
     torch.add(near, far, out=y0).add_(zero)
     torch.add(near_odd, far_odd, alpha=_FAR / _NEAR, out=y1).mul_(_NEAR)
     torch.add(near, far, alpha=_FAR2 / _NEAR2, out=y2).mul_(_NEAR2)
     torch.add(infinite, near_odd, alpha=_NEAR**3, out=y3).add_(far_odd, alpha=_FAR**3)
-    return _cut(result, width)
 
 
 def _even_and_odd(parts: Tensor) -> list[Tensor]:
@@ -250,12 +260,9 @@ def _products_with_rows(grad: Tensor, terms: Tensor) -> Tensor:
     return sums.permute(1, 2, 0, 3)
 
 
-def _new_tiles(part: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Return a new map (N, C, H, 4 * T) in channels_last, and of it every fourth column, (N, H, T, C) like `part`."""
-    num_images, height, tiles, channels = part.shape
-    shape = num_images, channels, height, _TILE * tiles
-    result = torch.empty(shape, dtype=part.dtype, memory_format=torch.channels_last)
-    return result, [result.permute(0, 2, 3, 1)[:, :, i::_TILE] for i in range(_TILE)]
+def _columns(x: Tensor) -> list[Tensor]:
+    """Return the four columns of all tiles of `x` (N, C, H, 4 * T), each (N, H, T, C)."""
+    return [x.permute(0, 2, 3, 1)[:, :, i::_TILE] for i in range(_TILE)]
 
 
 def _cut(x: Tensor, width: int) -> Tensor:
